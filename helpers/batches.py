@@ -1,0 +1,219 @@
+"""Mini-batches without a data loader: the whole data set lives on one device, an epoch is a permutation of row numbers.
+
+A CSR matrix stays CSR; only the rows of a batch become dense. Modalities that lack samples are masks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import mudata
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from helpers.project import pick_device
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model sees of some samples. Unobserved entries of `x` are zero and False in `mask`.
+
+    Introduced in notebook 01.
+    """
+
+    x: dict[str, Tensor]  # modality -> [batch, n_vars]
+    mask: dict[str, Tensor]  # modality -> [batch] bool, True where measured
+    library: dict[str, Tensor]  # count modality -> [batch, 1] total counts
+    index: Tensor  # [batch] rows of the data set
+    covariates: dict[str, Tensor] = field(default_factory=dict)  # column -> [batch] codes, -1 where missing
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class DenseRows:
+    """A dense matrix [n_rows, n_vars] at home on one device. Introduced in notebook 01."""
+
+    def __init__(self, x: np.ndarray, home: torch.device):
+        self.values = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(home)
+        self.n_rows, self.n_vars = x.shape
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Rows [batch] -> [batch, n_vars]."""
+        return self.values.index_select(0, rows)
+
+
+class SparseRows:
+    """A CSR matrix at home on one device; on the CPU it shares scipy's memory. Introduced in notebook 01."""
+
+    def __init__(self, x: sp.csr_matrix, home: torch.device):
+        self.start = torch.from_numpy(x.indptr.astype(np.int64)).to(home)
+        self.column = torch.from_numpy(x.indices).to(home)
+        self.values = torch.from_numpy(x.data.astype(np.float32, copy=False)).to(home)
+        self.n_rows, self.n_vars = x.shape
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Rows [batch] -> dense [batch, n_vars]; only the stored values are touched."""
+        first = self.start[rows]
+        length = self.start[rows + 1] - first  # [batch] stored values per row
+        end = length.cumsum(0)
+        total = int(end[-1]) if len(end) else 0
+        source = torch.repeat_interleave(first - end + length, length, output_size=total)
+        source += torch.arange(total, device=rows.device)
+        begin = torch.arange(len(rows), device=rows.device) * self.n_vars  # of each row in the flat output
+        target = torch.repeat_interleave(begin, length, output_size=total) + self.column[source]
+        out = self.values.new_zeros(len(rows) * self.n_vars)
+        return out.index_add_(0, target, self.values[source]).view(len(rows), self.n_vars)
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One modality's matrix and where each sample of the data set stands in it."""
+
+    rows: DenseRows | SparseRows
+    position: Tensor  # [n_obs] row of the matrix, -1 where the sample lacks the modality
+    library: Tensor | None  # [n_rows, 1] total counts, None unless counts
+    complete: bool  # every sample is measured
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rows of the data set [batch] -> values [batch, n_vars], mask [batch], library [batch, 1] or None."""
+        position = self.position[index]
+        mask, row = position >= 0, position.clamp(min=0)
+        x = self.rows.take(row)
+        library = None if self.library is None else self.library[row]
+        return (x if self.complete else x * mask[:, None]), mask, library
+
+
+class Samples:
+    """All samples of a MuData, ready to be indexed: `samples[rows] -> Batch`.
+
+    Parameters
+    ----------
+    mdata : the data; every modality's X is [n_obs_of_modality, n_vars], dense or CSR.
+    device : where batches are wanted: "auto", "cpu", "cuda", "mps".
+    covariates : columns of `mdata.obs` to deliver as category codes.
+    resident : keep the matrices on that device; None: where they fit into 80 % of its free memory. Otherwise
+        they stay in host memory and each batch is copied from pinned pages.
+
+    Raises `ValueError` on NaN or infinite values. Introduced in notebook 01.
+    """
+
+    def __init__(
+        self,
+        mdata: mudata.MuData,
+        device: str | torch.device = "auto",
+        covariates: Sequence[str] = (),
+        resident: bool | None = None,
+    ):
+        self.device = pick_device(device) if isinstance(device, str) else device
+        resident = fits_on(self.device, mdata) if resident is None else resident
+        self.home = self.device if resident else torch.device("cpu")
+        self.n_obs, self.obs_names = mdata.n_obs, mdata.obs_names
+        self.split = (
+            mdata.obs["split"].to_numpy() if "split" in mdata.obs else np.repeat("train", mdata.n_obs)
+        )
+        kinds = mdata.uns.get("dataset", {}).get("modalities", {})
+        self.modalities = {m: place(mdata, m, self.home, kinds.get(m) == "counts") for m in mdata.mod}
+        self.covariates = {c: codes(mdata, c).to(self.home) for c in covariates}
+
+    @property
+    def n_vars(self) -> dict[str, int]:
+        """Features per modality: the sizes a recipe asks for."""
+        return {name: modality.rows.n_vars for name, modality in self.modalities.items()}
+
+    def rows(self, split: str) -> Tensor:
+        """Row numbers of a split "train", "valid" or "test" (all samples are "train" where none is given)."""
+        return torch.from_numpy(np.flatnonzero(self.split == split)).to(self.home)
+
+    def __len__(self) -> int:
+        return self.n_obs
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        index = index.to(self.home)
+        taken = {name: modality.take(index) for name, modality in self.modalities.items()}
+        return Batch(
+            x={name: self._send(x) for name, (x, _, _) in taken.items()},
+            mask={name: self._send(mask) for name, (_, mask, _) in taken.items()},
+            library={name: self._send(total) for name, (_, _, total) in taken.items() if total is not None},
+            index=self._send(index),
+            covariates={name: self._send(code[index]) for name, code in self.covariates.items()},
+        )
+
+    def _send(self, value: Tensor) -> Tensor:
+        if self.home == self.device:
+            return value
+        pinned = value.pin_memory() if self.device.type == "cuda" else value
+        return pinned.to(self.device, non_blocking=True)
+
+
+def place(mdata: mudata.MuData, name: str, home: torch.device, counts: bool) -> Modality:
+    """One modality of a MuData as a `Modality` at home on a device."""
+    x = mdata[name].X
+    rows = SparseRows(sp.csr_matrix(x), home) if sp.issparse(x) else DenseRows(np.asarray(x), home)
+    check_finite(rows.values, name)
+    position = mdata[name].obs_names.get_indexer(mdata.obs_names)
+    library = torch.from_numpy(np.asarray(x.sum(1), np.float32).reshape(-1, 1)).to(home) if counts else None
+    return Modality(
+        rows, torch.from_numpy(position.astype(np.int64)).to(home), library, bool((position >= 0).all())
+    )
+
+
+def check_finite(values: Tensor, name: str) -> None:
+    """Raise `ValueError` where values are NaN or infinite; one number, no temporary of the matrix's size."""
+    if not torch.isfinite(values.sum(dtype=torch.float64)):
+        n_nan, n_inf = int(values.isnan().sum()), int(values.isinf().sum())
+        raise ValueError(
+            f"modality {name!r} holds {n_nan} NaN and {n_inf} infinite values; "
+            "treat them with prepare.fit_transform(..., nan=...) before training"
+        )
+
+
+def codes(mdata: mudata.MuData, column: str) -> Tensor:
+    """Category codes [n_obs] of a column of `mdata.obs`, -1 where missing."""
+    if column not in mdata.obs:
+        raise ValueError(f"covariate {column!r} is not a column of mdata.obs: {list(mdata.obs.columns)}")
+    return torch.from_numpy(
+        mdata.obs[column].astype("category").cat.codes.to_numpy(dtype=np.int64, copy=True)
+    )
+
+
+def fits_on(device: torch.device, mdata: mudata.MuData) -> bool:
+    """Whether the matrices fit into 80 % of the device's free memory (host memory always counts as fitting)."""
+    if device.type != "cuda":
+        return True
+    stored = (a.X.nnz * 12 if sp.issparse(a.X) else a.X.size * 4 for a in mdata.mod.values())
+    return sum(stored) < 0.8 * torch.cuda.mem_get_info(device)[0]
+
+
+def epoch(rows: Tensor, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    """Row numbers of one epoch, batch by batch; shuffled where a generator is given.
+
+    A last batch of one sample joins its predecessor, since batch normalisation needs two. Introduced in notebook 01.
+    """
+    if generator is not None:
+        rows = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+    chunks = list(rows.split(batch_size))
+    if len(chunks) > 1 and len(chunks[-1]) == 1:
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    yield from chunks
+
+
+def check_batch_size(n_train: int, batch_size: int) -> None:
+    """Raise on fewer than two training samples or a batch size below two; warn where one batch holds the epoch."""
+    if n_train < 2:
+        raise ValueError(
+            f"training needs at least 2 samples in the train split, found {n_train}: check obs['split']"
+        )
+    if batch_size < 2:
+        raise ValueError(
+            f"batch_size is {batch_size}; batch normalisation needs at least 2 samples per batch"
+        )
+    if n_train < batch_size:
+        warnings.warn(
+            f"batch_size {batch_size} exceeds the {n_train} training samples: every epoch is one batch of {n_train}",
+            stacklevel=3,
+        )

@@ -1,0 +1,57 @@
+"""From data to a posterior over the latent space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from helpers.layers import dense_stack, linear
+
+
+class Posterior(NamedTuple):
+    """A diagonal Gaussian q(z | x), or a point where `logvar` is None. Introduced in notebook 01."""
+
+    mean: Tensor  # [..., n_latent]
+    logvar: Tensor | None  # [..., n_latent], log σ²
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """z = μ + σ ε with ε from `generator` (AUTOENCODIX, equation 2); the mean where q is a point."""
+        if self.logvar is None:
+            return self.mean
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return torch.addcmul(self.mean, torch.exp(0.5 * self.logvar), noise)
+
+
+class DenseEncoder(nn.Module):
+    """Reads one or several modalities side by side and returns a `Posterior` [batch, n_latent].
+
+    `n_vars`: modality -> number of features, in the order in which they are concatenated. `hidden`: widths of the
+    dense blocks. `stochastic=False` gives a point (Vanillix). `transform`: modality -> function applied to its
+    values first, for example `torch.log1p` for counts. Unlike the original, means are not rectified and
+    log-variances have no floor. Introduced in notebook 01.
+    """
+
+    def __init__(
+        self,
+        n_vars: Mapping[str, int],
+        n_latent: int,
+        hidden: Sequence[int],
+        dropout: float = 0.1,
+        stochastic: bool = True,
+        transform: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ):
+        super().__init__()
+        self.modalities, self.n_latent = tuple(n_vars), n_latent
+        self.stochastic, self.transform = stochastic, dict(transform or {})
+        widths = [sum(n_vars.values()), *hidden]
+        self.body = dense_stack(widths, dropout)
+        self.head = linear(widths[-1], n_latent * (2 if stochastic else 1))
+
+    def forward(self, x: Mapping[str, Tensor]) -> Posterior:
+        """Values per modality [batch, n_vars] -> posterior [batch, n_latent]."""
+        parts = [self.transform[m](x[m]) if m in self.transform else x[m] for m in self.modalities]
+        out = self.head(self.body(parts[0] if len(parts) == 1 else torch.cat(parts, -1)))
+        return Posterior(*out.chunk(2, -1)) if self.stochastic else Posterior(out, None)

@@ -1,0 +1,30 @@
+"""Joining the posteriors of several encoders into k candidate posteriors with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from helpers.encoders import Posterior
+
+
+def concatenate(posteriors: Sequence[Posterior], mask: Tensor) -> tuple[Posterior, Tensor]:
+    """Posteriors side by side: one candidate [1, batch, Σ n_latent] of weight 1 [1, batch].
+
+    `mask` [n_encoders, batch] says which encoder saw data; where one did not, its block is N(0, I), so a hidden
+    modality cannot change the posterior. A single encoder passes through: early integration is one encoder that
+    reads several modalities. Introduced in notebook 01.
+    """
+    if len({q.logvar is None for q in posteriors}) > 1:
+        raise ValueError(
+            "cannot concatenate point and Gaussian posteriors: make all encoders stochastic or none"
+        )
+    seen = mask.unsqueeze(-1)  # [n_encoders, batch, 1]
+    mean = torch.cat([q.mean * s for q, s in zip(posteriors, seen, strict=True)], -1)
+    weight = torch.ones(1, mask.shape[1], device=mean.device)
+    if posteriors[0].logvar is None:
+        return Posterior(mean[None], None), weight
+    logvar = torch.cat([q.logvar * s for q, s in zip(posteriors, seen, strict=True)], -1)
+    return Posterior(mean[None], logvar[None]), weight

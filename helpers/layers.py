@@ -1,0 +1,41 @@
+"""Layers that several encoders and decoders share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def hidden_widths(n_in: int, n_latent: int, n_layers: int = 2, factor: float = 4.0) -> list[int]:
+    """Widths of the hidden layers, h_i = max(floor(h_{i-1} / factor), n_latent) with h_0 = n_in.
+
+    `n_layers` counts hidden layers, as the paper's text does (AUTOENCODIX, equation 1). The paper's code counts
+    the latent layer too, so its default of 2 is `n_layers=1` here. Introduced in notebook 01.
+    """
+    if factor < 1 or n_layers < 0 or n_latent < 1:
+        raise ValueError(
+            f"need factor >= 1, n_layers >= 0, n_latent >= 1; got {factor}, {n_layers}, {n_latent}"
+        )
+    widths = [n_in]
+    for _ in range(n_layers):
+        widths.append(max(int(widths[-1] // factor), n_latent))
+    return widths[1:]
+
+
+def dense_block(n_in: int, n_out: int, dropout: float = 0.1) -> nn.Sequential:
+    """Linear, batch normalisation, dropout, ReLU (AUTOENCODIX, Methods). Introduced in notebook 01."""
+    return nn.Sequential(linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.Dropout(dropout), nn.ReLU())
+
+
+def dense_stack(widths: Sequence[int], dropout: float = 0.1) -> nn.Sequential:
+    """Dense blocks from widths[0] to widths[-1]; the identity for a single width. Introduced in notebook 01."""
+    return nn.Sequential(*(dense_block(a, b, dropout) for a, b in zip(widths, widths[1:], strict=False)))
+
+
+def linear(n_in: int, n_out: int) -> nn.Linear:
+    """A linear layer with Xavier-uniform weights and biases of 0.01, as published. Introduced in notebook 01."""
+    layer = nn.Linear(n_in, n_out)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.constant_(layer.bias, 0.01)
+    return layer

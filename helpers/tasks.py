@@ -1,0 +1,74 @@
+"""What one does with a fitted model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import mudata
+import numpy as np
+import torch
+from torch import Tensor
+
+from helpers.batches import Batch, Samples, epoch
+from helpers.models import Model
+
+
+@torch.inference_mode()
+def embed(
+    model: Model, data: Samples | mudata.MuData, key: str | None = None, batch_size: int = 4096
+) -> np.ndarray:
+    """Posterior means [n_obs, n_latent] of all samples, deterministic; written to `mdata.obsm[key]` where given.
+
+    Candidates of a mixture are averaged by their weights. Introduced in notebook 01.
+    """
+    means = []
+    for batch in passes(model, data, batch_size):
+        q, weight = model.encode(batch)
+        means.append((weight[..., None] * q.mean).sum(0).cpu())
+    z = torch.cat(means).numpy()
+    if key is not None:
+        data.obsm[key] = z
+    return z
+
+
+@torch.inference_mode()
+def reconstruct(model: Model, data: Samples | mudata.MuData, batch_size: int = 4096) -> dict[str, np.ndarray]:
+    """Expected values per modality [n_obs, n_vars], decoded from posterior means. Introduced in notebook 01."""
+    means: dict[str, list[Tensor]] = {}
+    for batch in passes(model, data, batch_size):
+        q, weight = model.encode(batch)
+        for m, p in model.decode((weight[..., None] * q.mean).sum(0), batch.library).items():
+            means.setdefault(m, []).append(p.mean.cpu())
+    return {m: torch.cat(parts).numpy() for m, parts in means.items()}
+
+
+@torch.inference_mode()
+def decode(model: Model, z: np.ndarray, library: Mapping[str, Tensor] | None = None) -> dict[str, np.ndarray]:
+    """Expected values per modality [n, n_vars] at latent positions [n, n_latent]. Introduced in notebook 01."""
+    model.eval()
+    device = next(model.parameters()).device
+    decoded = model.decode(torch.as_tensor(z, dtype=torch.float32, device=device), library)
+    return {m: p.mean.cpu().numpy() for m, p in decoded.items()}
+
+
+@torch.inference_mode()
+def sample(model: Model, n: int, seed: int = 0, noise: bool = False) -> dict[str, np.ndarray]:
+    """Data per modality [n, n_vars] for draws from the prior: expected values, or draws from the likelihood.
+
+    Introduced in notebook 01.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    z = model.prior.sample(n, torch.Generator(device).manual_seed(seed), device)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return {m: (p.sample() if noise else p.mean).cpu().numpy() for m, p in model.decode(z).items()}
+
+
+def passes(model: Model, data: Samples | mudata.MuData, batch_size: int) -> Iterator[Batch]:
+    """All samples in order, batch by batch, with the model in evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    samples = data if isinstance(data, Samples) else Samples(data, device)
+    for index in epoch(torch.arange(len(samples)), batch_size):
+        yield samples[index]

@@ -1,0 +1,401 @@
+"""One training loop. It knows epochs, batches and named loss terms, and nothing about omics.
+
+A run with `checkpoint=` that is killed and started again ends bit-identical, on a CPU, to one never interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from helpers.batches import Samples, check_batch_size, epoch
+from helpers.project import write_atomic
+from helpers.schedules import Curve, scaled
+
+Record = Callable[[nn.Module, Samples], Mapping[str, float]]
+SETTLED = 0.99  # a schedule counts as finished once it reaches this share of its last value
+
+
+class TrainingDiverged(FloatingPointError):
+    """A loss term became NaN or infinite. The model holds the last good weights, `history` the epochs before."""
+
+    def __init__(self, message: str, history: pd.DataFrame):
+        super().__init__(message)
+        self.history = history
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is trained; stored in every checkpoint and compared on resume. Introduced in notebook 01."""
+
+    epochs: int
+    batch_size: int = 256
+    lr: float = 1e-3
+    weight_decay: float = 1e-3
+    clip_norm: float | None = None
+    patience: int | None = None
+    precision: str = "fp32"
+    compile: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.lr <= 0:
+            raise ValueError(f"need epochs >= 1 and lr > 0, got {self.epochs} and {self.lr}")
+        if self.precision not in ("fp32", "tf32", "bf16"):
+            raise ValueError(f"precision must be 'fp32', 'tf32' or 'bf16', got {self.precision!r}")
+
+
+def fit(
+    model: nn.Module,
+    data: Samples | object,
+    *,
+    weights: Mapping[str, float | Curve] | None = None,
+    optimiser: type[torch.optim.Optimizer] | Callable = torch.optim.AdamW,
+    device: str = "auto",
+    record: Record | None = None,
+    record_every: int = 1,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 10,
+    progress: bool | None = None,
+    **settings,
+) -> pd.DataFrame:
+    """Train on the "train" split, watch the "valid" split, and return a tidy history (epoch, split, term, value).
+
+    Parameters
+    ----------
+    model : anything with `losses(batch, generator) -> {term: scalar}`; moved to the device, left in eval mode.
+    data : a MuData, or `Samples` where several models share one data set.
+    weights : term, or its part before "/", -> number or schedule (`schedules.scaled(beta, "logistic-mid")`);
+        1 where not named. The history holds unweighted terms, `weight/<term>` and the weighted `total`. On the
+        valid split, `total` uses the weights of the last epoch, so that epochs compare.
+    optimiser : called as `optimiser(parameters, lr=…, weight_decay=…, fused=True)`.
+    record, record_every : numbers to add to the history every so many epochs, `record(model, samples)`.
+    checkpoint, checkpoint_every : file to write every so many epochs and to resume from where it exists.
+    progress : one progress bar; by default in interactive use only.
+    **settings : fields of `Settings`: epochs, batch_size, lr, weight_decay, clip_norm, patience (epochs without a
+        better valid total, counted once all schedules have settled; the best weights are restored), precision
+        ("fp32", "tf32", "bf16"), compile, seed.
+
+    Raises `TrainingDiverged` on NaN (the last good weights are kept), `ValueError` on unknown settings, unknown
+    weights, data outside a likelihood's support, fewer than two training samples, or a checkpoint of another run.
+    Introduced in notebook 01.
+    """
+    unknown = set(settings) - set(Settings.__dataclass_fields__)
+    if unknown:
+        raise ValueError(
+            f"unknown settings {sorted(unknown)}; choose from {list(Settings.__dataclass_fields__)}"
+        )
+    chosen = Settings(**settings)
+    samples = data if isinstance(data, Samples) else Samples(data, device)
+    check_batch_size(len(samples.rows("train")), chosen.batch_size)
+    check_support(model, samples)
+    with seeded(chosen.seed, samples.device), matmul_precision(chosen.precision):
+        run = Run(model, samples, chosen, dict(weights or {}), optimiser)
+        if checkpoint is not None and Path(checkpoint).exists():
+            run.restore(Path(checkpoint))
+        for _ in bar(run.epoch, chosen.epochs, progress, run):
+            if run.finished:
+                break
+            run.one_epoch(record if (run.epoch + 1) % record_every == 0 else None)
+            if checkpoint is not None and (run.finished or run.epoch % checkpoint_every == 0):
+                run.save(Path(checkpoint))
+        run.use_best()
+    return run.table()
+
+
+@dataclass
+class Best:
+    """The weights to fall back on: the best once schedules have settled, the newest good ones before."""
+
+    state: dict[str, Tensor]
+    score: float = float("inf")
+    epoch: int = 0
+
+    def keep(self, model: nn.Module, score: float, at: int) -> None:
+        for name, value in model.state_dict().items():
+            self.state[name].copy_(value)
+        self.score, self.epoch = score, at
+
+
+@dataclass
+class Run:
+    """The state of one training run between two epochs."""
+
+    model: nn.Module
+    samples: Samples
+    settings: Settings
+    weights: dict[str, float | Curve]
+    make_optimiser: Callable
+    epoch: int = 0
+    settled_at: int | None = None  # epoch after which scores compare
+    rows: list[tuple] = field(default_factory=list)
+
+    def __post_init__(self):
+        s, device = self.settings, self.samples.device
+        self.model.to(device)
+        self.optimiser = self.make_optimiser(
+            self.model.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=True
+        )
+        self.shuffle = torch.Generator().manual_seed(s.seed)
+        self.noise = torch.Generator(device).manual_seed(s.seed + 1)
+        self.train, self.valid = self.samples.rows("train"), self.samples.rows("valid")
+        self.losses = torch.compile(self.model.losses) if s.compile else self.model.losses
+        self.best = Best(copy.deepcopy(self.model.state_dict()))
+        self.curves = {k: w if callable(w) else scaled(w) for k, w in self.weights.items()}
+
+    # -- one epoch ---------------------------------------------------------------------------------------------
+
+    def one_epoch(self, record: Record | None) -> None:
+        """Train, evaluate, log and judge; raises `TrainingDiverged` with the last good weights restored."""
+        now, last = self.weights_at(self.epoch), self.weights_at(self.settings.epochs - 1)
+        terms = {"train": self.pass_over(self.train, now, train=True)}
+        if len(self.valid):
+            terms["valid"] = self.pass_over(self.valid, last, train=False)
+        self.check_finite(terms)
+        self.epoch += 1
+        for split, values in terms.items():
+            self.rows += [(self.epoch, split, term, value) for term, value in values.items()]
+        self.rows += [(self.epoch, "train", f"weight/{k}", w) for k, w in now.items()]
+        self.judge(terms.get("valid", {}).get("total"), settled=has_settled(now, last))
+        if record is not None:
+            with torch.no_grad(), torch.random.fork_rng():
+                self.rows += [
+                    (self.epoch, "valid", k, float(v))
+                    for k, v in record(self.model.eval(), self.samples).items()
+                ]
+
+    def pass_over(self, rows: Tensor, weights: Mapping[str, float], train: bool) -> dict[str, float]:
+        """Mean of every term over the samples of a split, and their weighted total; trains where asked to."""
+        self.model.train(train)
+        noise = self.noise if train else torch.Generator(self.samples.device).manual_seed(self.settings.seed)
+        sums: Tensor | int = 0
+        with torch.set_grad_enabled(train):
+            for index in epoch(rows, self.settings.batch_size, self.shuffle if train else None):
+                with self.autocast():
+                    terms = self.losses(self.samples[index], noise)
+                    total = weighted(terms, weights)
+                if train:
+                    self.step(total)
+                sums = sums + torch.stack([v.detach().float() for v in (*terms.values(), total)]) * len(index)
+        means = (sums / len(rows)).tolist()  # the only wait for the device in an epoch
+        return dict(zip([*terms, "total"], means, strict=True))
+
+    def step(self, total: Tensor) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.optimiser.step()
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        if self.settings.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.samples.device.type, torch.bfloat16)
+
+    def weights_at(self, t: int) -> dict[str, float]:
+        return {name: float(curve(t, self.settings.epochs)) for name, curve in self.curves.items()}
+
+    def check_finite(self, terms: Mapping[str, Mapping[str, float]]) -> None:
+        bad = [
+            f"{term} ({split})"
+            for split, ts in terms.items()
+            for term, v in ts.items()
+            if not abs(v) < float("inf")
+        ]
+        if bad:
+            self.model.load_state_dict(self.best.state)
+            self.model.eval()
+            raise TrainingDiverged(
+                f"epoch {self.epoch + 1}: {', '.join(bad)} is no longer finite; the weights of epoch {self.best.epoch} "
+                f"are restored. Lower lr (now {self.settings.lr}), set clip_norm, or check the scale of the data",
+                self.table(),
+            )
+
+    def judge(self, score: float | None, settled: bool) -> None:
+        if settled and self.settled_at is None:
+            self.settled_at, self.best.score = self.epoch, float("inf")
+        newest_counts = self.settings.patience is None or not settled or score is None
+        if newest_counts or score < self.best.score:
+            self.best.keep(self.model, float("inf") if score is None else score, self.epoch)
+
+    @property
+    def finished(self) -> bool:
+        if self.epoch >= self.settings.epochs:
+            return True
+        patience = self.settings.patience
+        return (
+            patience is not None and self.settled_at is not None and self.epoch - self.best.epoch >= patience
+        )
+
+    def use_best(self) -> None:
+        self.model.load_state_dict(self.best.state)
+        self.model.eval()
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows, columns=["epoch", "split", "term", "value"])
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """What must agree for a checkpoint to be this run's: settings, schedules, network, training rows."""
+        network = [(name, list(value.shape)) for name, value in self.model.state_dict().items()]
+        weights = [self.weights_at(t) for t in range(self.settings.epochs)]
+        names = "\n".join(self.samples.obs_names[self.train.cpu().numpy()])
+        return hashlib.sha256(
+            json.dumps([asdict(self.settings), network, weights, names]).encode()
+        ).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Weights, optimiser, random states and history in one safetensors file with a JSON header; atomic."""
+        slots = self.optimiser.state_dict()["state"]
+        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in self.best.state.items()}
+        tensors |= {f"optimiser/{i}/{k}": v for i, slot in slots.items() for k, v in slot.items()}
+        tensors |= {f"random/{k}": v for k, v in self.random_states().items()}
+        progress = {"epoch": self.epoch, "settled_at": self.settled_at, "rows": self.rows}
+        best = {"score": self.best.score, "epoch": self.best.epoch}
+        header = {
+            "fingerprint": self.fingerprint(),
+            "settings": asdict(self.settings),
+            "best": best,
+            **progress,
+        }
+        write_atomic(path, save({k: v.contiguous() for k, v in tensors.items()}, {"run": json.dumps(header)}))
+
+    def restore(self, path: Path) -> None:
+        """Continue where `save` left off; raises `ValueError` where the file is damaged or of another run."""
+        header, tensors = read_checkpoint(path)
+        if header["fingerprint"] != self.fingerprint():
+            raise ValueError(
+                f"checkpoint {path} belongs to a run with other settings, data or network "
+                f"({header['settings']}): give the same ones, or another file"
+            )
+        self.model.load_state_dict(under("model", tensors))
+        state = self.optimiser.state_dict()
+        state["state"] = nested(under("optimiser", tensors))
+        self.optimiser.load_state_dict(state)
+        self.set_random_states(under("random", tensors))
+        best = {k: v.to(self.samples.device) for k, v in under("best", tensors).items()}
+        self.best = Best(best, **header["best"])
+        self.epoch, self.settled_at = header["epoch"], header["settled_at"]
+        self.rows = [tuple(row) for row in header["rows"]]
+
+    def random_states(self) -> dict[str, Tensor]:
+        states = {
+            "shuffle": self.shuffle.get_state(),
+            "noise": self.noise.get_state(),
+            "cpu": torch.get_rng_state(),
+        }
+        if self.samples.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.samples.device)
+        return states
+
+    def set_random_states(self, states: Mapping[str, Tensor]) -> None:
+        self.shuffle.set_state(states["shuffle"])
+        self.noise.set_state(states["noise"])
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.samples.device)
+
+
+def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Σ weight × term; a weight applies to the term of its name, or to all terms "name/…"."""
+    groups = {term: next((n for n in (term, term.split("/")[0]) if n in weights), None) for term in terms}
+    unused = set(weights) - set(groups.values())
+    if unused:
+        raise ValueError(f"weights for {sorted(unused)}, but the model's loss terms are {list(terms)}")
+    return torch.stack([v if groups[k] is None else weights[groups[k]] * v for k, v in terms.items()]).sum()
+
+
+def has_settled(now: Mapping[str, float], last: Mapping[str, float]) -> bool:
+    """Whether every weight has come to within 1 % of its last value."""
+    return all(abs(now[k] - last[k]) <= (1 - SETTLED) * abs(last[k]) for k in last)
+
+
+def check_support(model: nn.Module, samples: Samples) -> None:
+    """Raise `ValueError` where data lie outside the support of their likelihood: negative counts, values not in 0…1."""
+    for name, likelihood in getattr(model, "likelihoods", {}).items():
+        low, high = (
+            getattr(likelihood.support, "lower_bound", None),
+            getattr(likelihood.support, "upper_bound", None),
+        )
+        values = samples.modalities[name].rows.values
+        below = 0 if low is None or not len(values) else int((values < low).sum())
+        above = 0 if high is None or not len(values) else int((values > high).sum())
+        if below or above:
+            raise ValueError(
+                f"modality {name!r} holds {below} values below {low} and {above} above {high}, which "
+                f"{likelihood.__name__} cannot describe: give raw counts, rescale, or choose another head"
+            )
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Run under a seed of one's own and give the global random state back afterwards (dropout draws from it)."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Allow TF32 matrix products inside the block where asked for."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def bar(start: int, epochs: int, progress: bool | None, run: Run) -> Iterator[int]:
+    """Epoch numbers behind one progress bar that shows the latest totals."""
+    from tqdm.auto import tqdm
+
+    shown = "WORKBOOK_RUN_DIR" not in os.environ if progress is None else progress
+    with tqdm(
+        range(start, epochs), initial=start, total=epochs, disable=not shown, leave=False, unit="epoch"
+    ) as epochs_bar:
+        for number in epochs_bar:
+            yield number
+            totals = [(split, f"{v:.4g}") for _, split, term, v in run.rows[-64:] if term == "total"]
+            epochs_bar.set_postfix(dict(totals[-2:]), refresh=False)
+
+
+def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Header and tensors of a checkpoint; nothing in the file is executed."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["run"]), {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {path} is damaged or not one of ours ({error}): delete it to start over"
+        ) from error
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix/`, without it."""
+    return {
+        name.removeprefix(f"{prefix}/"): v for name, v in tensors.items() if name.startswith(f"{prefix}/")
+    }
+
+
+def nested(flat: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """{"0/step": t} -> {0: {"step": t}}: an optimiser's slots."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in flat.items():
+        number, key = name.split("/", 1)
+        slots.setdefault(int(number), {})[key] = value
+    return slots
