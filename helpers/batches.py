@@ -113,9 +113,7 @@ class Samples:
         resident = fits_on(self.device, mdata) if resident is None else resident
         self.home = self.device if resident else torch.device("cpu")
         self.n_obs, self.obs_names = mdata.n_obs, mdata.obs_names
-        self.split = (
-            mdata.obs["split"].to_numpy() if "split" in mdata.obs else np.repeat("train", mdata.n_obs)
-        )
+        self.split = mdata.obs["split"].to_numpy() if "split" in mdata.obs else np.repeat("train", mdata.n_obs)
         kinds = mdata.uns.get("dataset", {}).get("modalities", {})
         self.modalities = {m: place(mdata, m, self.home, kinds.get(m) == "counts") for m in mdata.mod}
         self.covariates = {c: codes(mdata, c).to(self.home) for c in covariates}
@@ -157,15 +155,15 @@ def place(mdata: mudata.MuData, name: str, home: torch.device, counts: bool) -> 
     check_finite(rows.values, name)
     position = mdata[name].obs_names.get_indexer(mdata.obs_names)
     library = torch.from_numpy(np.asarray(x.sum(1), np.float32).reshape(-1, 1)).to(home) if counts else None
-    return Modality(
-        rows, torch.from_numpy(position.astype(np.int64)).to(home), library, bool((position >= 0).all())
-    )
+    return Modality(rows, torch.from_numpy(position.astype(np.int64)).to(home), library, bool((position >= 0).all()))
 
 
 def check_finite(values: Tensor, name: str) -> None:
     """Raise `ValueError` where values are NaN or infinite; one number, no temporary of the matrix's size."""
-    if not torch.isfinite(values.sum(dtype=torch.float64)):
-        n_nan, n_inf = int(values.isnan().sum()), int(values.isinf().sum())
+    if torch.isfinite(values.sum()):
+        return
+    n_nan, n_inf = int(values.isnan().sum()), int(values.isinf().sum())
+    if n_nan or n_inf:  # a sum of finite values may overflow
         raise ValueError(
             f"modality {name!r} holds {n_nan} NaN and {n_inf} infinite values; "
             "treat them with prepare.fit_transform(..., nan=...) before training"
@@ -176,9 +174,7 @@ def codes(mdata: mudata.MuData, column: str) -> Tensor:
     """Category codes [n_obs] of a column of `mdata.obs`, -1 where missing."""
     if column not in mdata.obs:
         raise ValueError(f"covariate {column!r} is not a column of mdata.obs: {list(mdata.obs.columns)}")
-    return torch.from_numpy(
-        mdata.obs[column].astype("category").cat.codes.to_numpy(dtype=np.int64, copy=True)
-    )
+    return torch.from_numpy(mdata.obs[column].astype("category").cat.codes.to_numpy(dtype=np.int64, copy=True))
 
 
 def fits_on(device: torch.device, mdata: mudata.MuData) -> bool:
@@ -205,13 +201,9 @@ def epoch(rows: Tensor, batch_size: int, generator: torch.Generator | None = Non
 def check_batch_size(n_train: int, batch_size: int) -> None:
     """Raise on fewer than two training samples or a batch size below two; warn where one batch holds the epoch."""
     if n_train < 2:
-        raise ValueError(
-            f"training needs at least 2 samples in the train split, found {n_train}: check obs['split']"
-        )
+        raise ValueError(f"training needs at least 2 samples in the train split, found {n_train}: check obs['split']")
     if batch_size < 2:
-        raise ValueError(
-            f"batch_size is {batch_size}; batch normalisation needs at least 2 samples per batch"
-        )
+        raise ValueError(f"batch_size is {batch_size}; batch normalisation needs at least 2 samples per batch")
     if n_train < batch_size:
         warnings.warn(
             f"batch_size {batch_size} exceeds the {n_train} training samples: every epoch is one batch of {n_train}",

@@ -70,9 +70,7 @@ class DenseDecoder(nn.Module):
     [batch, n_vars]. Introduced in notebook 01.
     """
 
-    def __init__(
-        self, n_latent: int, hidden: Sequence[int], heads: Mapping[str, nn.Module], dropout: float = 0.1
-    ):
+    def __init__(self, n_latent: int, hidden: Sequence[int], heads: Mapping[str, nn.Module], dropout: float = 0.1):
         super().__init__()
         self.body = dense_stack([n_latent, *hidden], dropout)
         self.heads = nn.ModuleDict(heads)

@@ -25,13 +25,23 @@ class Posterior(NamedTuple):
         return torch.addcmul(self.mean, torch.exp(0.5 * self.logvar), noise)
 
 
+def as_published(q: Posterior) -> Posterior:
+    """The bounds that AUTOENCODIX's first version puts on every posterior: log σ² ≥ 0.1 and means cut at zero.
+
+    Kept for one comparison in notebook 01: with them no latent dimension can become precise, half of the space is
+    unused, and the KL never reaches zero. Our models do without.
+    """
+    return Posterior(torch.where(q.mean < 1e-6, 0.0, q.mean), q.logvar.clamp(0.1, 20.0))
+
+
 class DenseEncoder(nn.Module):
     """Reads one or several modalities side by side and returns a `Posterior` [batch, n_latent].
 
     `n_vars`: modality -> number of features, in the order in which they are concatenated. `hidden`: widths of the
     dense blocks. `stochastic=False` gives a point (Vanillix). `transform`: modality -> function applied to its
-    values first, for example `torch.log1p` for counts. Unlike the original, means are not rectified and
-    log-variances have no floor. Introduced in notebook 01.
+    values first, for example `torch.log1p` for counts. `bound` may restrict the posterior (`as_published`); by
+    default, unlike in the original, means are not rectified and log-variances have no floor.
+    Introduced in notebook 01.
     """
 
     def __init__(
@@ -42,10 +52,11 @@ class DenseEncoder(nn.Module):
         dropout: float = 0.1,
         stochastic: bool = True,
         transform: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        bound: Callable[[Posterior], Posterior] | None = None,
     ):
         super().__init__()
         self.modalities, self.n_latent = tuple(n_vars), n_latent
-        self.stochastic, self.transform = stochastic, dict(transform or {})
+        self.stochastic, self.transform, self.bound = stochastic, dict(transform or {}), bound
         widths = [sum(n_vars.values()), *hidden]
         self.body = dense_stack(widths, dropout)
         self.head = linear(widths[-1], n_latent * (2 if stochastic else 1))
@@ -54,4 +65,5 @@ class DenseEncoder(nn.Module):
         """Values per modality [batch, n_vars] -> posterior [batch, n_latent]."""
         parts = [self.transform[m](x[m]) if m in self.transform else x[m] for m in self.modalities]
         out = self.head(self.body(parts[0] if len(parts) == 1 else torch.cat(parts, -1)))
-        return Posterior(*out.chunk(2, -1)) if self.stochastic else Posterior(out, None)
+        q = Posterior(*out.chunk(2, -1)) if self.stochastic else Posterior(out, None)
+        return q if self.bound is None else self.bound(q)

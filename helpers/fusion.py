@@ -18,9 +18,7 @@ def concatenate(posteriors: Sequence[Posterior], mask: Tensor) -> tuple[Posterio
     reads several modalities. Introduced in notebook 01.
     """
     if len({q.logvar is None for q in posteriors}) > 1:
-        raise ValueError(
-            "cannot concatenate point and Gaussian posteriors: make all encoders stochastic or none"
-        )
+        raise ValueError("cannot concatenate point and Gaussian posteriors: make all encoders stochastic or none")
     seen = mask.unsqueeze(-1)  # [n_encoders, batch, 1]
     mean = torch.cat([q.mean * s for q, s in zip(posteriors, seen, strict=True)], -1)
     weight = torch.ones(1, mask.shape[1], device=mean.device)

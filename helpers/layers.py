@@ -14,9 +14,7 @@ def hidden_widths(n_in: int, n_latent: int, n_layers: int = 2, factor: float = 4
     the latent layer too, so its default of 2 is `n_layers=1` here. Introduced in notebook 01.
     """
     if factor < 1 or n_layers < 0 or n_latent < 1:
-        raise ValueError(
-            f"need factor >= 1, n_layers >= 0, n_latent >= 1; got {factor}, {n_layers}, {n_latent}"
-        )
+        raise ValueError(f"need factor >= 1, n_layers >= 0, n_latent >= 1; got {factor}, {n_layers}, {n_latent}")
     widths = [n_in]
     for _ in range(n_layers):
         widths.append(max(int(widths[-1] // factor), n_latent))

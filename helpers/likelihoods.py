@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
-N_TABLE = (
-    16  # counts up to here are looked up, larger ones are computed; the fastest of 4 … 64 on count matrices
-)
+N_TABLE = 16  # counts up to here are looked up, larger ones are computed; the fastest of 4 … 64 on count matrices
 
 
 class Gaussian(Distribution):
@@ -118,7 +116,7 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, log_mean: Tensor, log_r: Tensor) -> Tensor:
         r, logit = log_r.exp(), log_mean - log_r
-        gamma, slope = _gamma_term(x, r, need_slope=ctx.needs_input_grad[2])
+        gamma, slope = _gamma_term(x, r)
         softplus = F.softplus(logit)
         ctx.save_for_backward(x, r, logit, softplus, slope)
         return (x * logit).sub_((x + r).mul_(softplus)).add_(gamma)
@@ -127,26 +125,22 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, r, logit, softplus, slope = ctx.saved_tensors
         to_mean = (x - (x + r).mul_(torch.sigmoid(logit))).mul_(grad)
-        if slope is None:
-            return None, to_mean, None
         to_r = (slope - softplus).mul_(r).mul_(grad).sub_(to_mean)
         return None, to_mean, to_r.sum_to_size(r.shape)
 
 
-def _gamma_term(x: Tensor, r: Tensor, need_slope: bool) -> tuple[Tensor, Tensor | None]:
+def _gamma_term(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """G(x, r) = log Γ(x+r) − log Γ(r) − log x! and dG/dr, both of x's shape."""
     if r.dim() > 1:
-        return _gamma_nonzero(x, r, need_slope)
-    value, slope = _gamma_tables(r)  # [n_vars, N_TABLE + 1]
-    count = x.clamp(max=N_TABLE).long()
-    rest = (count != x).nonzero(as_tuple=True)  # counts beyond the table, and values that are no integers
-    flat = count.add_(torch.arange(len(r), device=x.device) * (N_TABLE + 1))
-    gamma = value.take(flat)
-    grad = slope.take(flat) if need_slope else None
+        return _gamma_nonzero(x, r)
+    tables = _gamma_tables(r)  # value and slope, [n_vars, N_TABLE + 1] each
+    column = x.clamp(max=N_TABLE).trunc_()
+    rest = (x - column).nonzero(as_tuple=True)  # counts beyond the table, and values that are no integers
+    at = column.add_(torch.arange(len(r), device=x.device) * (N_TABLE + 1)).int().flatten()
+    gamma, grad = (t.flatten().index_select(0, at).view_as(x) for t in tables)
     if len(rest[0]):
         gamma[rest] = _gamma_exact(x[rest], r[rest[-1]])
-        if grad is not None:
-            grad[rest] = torch.digamma(x[rest] + r[rest[-1]]) - torch.digamma(r[rest[-1]])
+        grad[rest] = torch.digamma(x[rest] + r[rest[-1]]) - torch.digamma(r[rest[-1]])
     return gamma, grad
 
 
@@ -159,15 +153,12 @@ def _gamma_tables(r: Tensor) -> tuple[Tensor, Tensor]:
     return value, slope
 
 
-def _gamma_nonzero(x: Tensor, r: Tensor, need_slope: bool) -> tuple[Tensor, Tensor | None]:
+def _gamma_nonzero(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """The same where r differs by sample: computed on the non-zero counts alone."""
     at = x.nonzero(as_tuple=True)
     some_x, some_r = x[at], r.expand_as(x)[at]
-    gamma = torch.zeros_like(x)
+    gamma, slope = torch.zeros_like(x), torch.zeros_like(x)
     gamma[at] = _gamma_exact(some_x, some_r)
-    if not need_slope:
-        return gamma, None
-    slope = torch.zeros_like(x)
     slope[at] = torch.digamma(some_x + some_r) - torch.digamma(some_r)
     return gamma, slope
 

@@ -18,13 +18,9 @@ class StandardNormal(nn.Module):
     def kl(self, q: Posterior, z: Tensor) -> Tensor:
         """KL(q ‖ N(0, I)) in nats, [...], in closed form: ½ Σ (μ² + σ² − 1 − log σ²); `z` is not needed."""
         if q.logvar is None:
-            raise ValueError(
-                "a point posterior has no KL divergence: use a stochastic encoder or drop the penalty"
-            )
+            raise ValueError("a point posterior has no KL divergence: use a stochastic encoder or drop the penalty")
         return 0.5 * (q.mean.square() + q.logvar.exp() - 1.0 - q.logvar).sum(-1)
 
-    def sample(
-        self, n: int, generator: torch.Generator | None = None, device: torch.device | None = None
-    ) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
         """Draws [n, n_latent]."""
         return torch.randn(n, self.n_latent, generator=generator, device=device)

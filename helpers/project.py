@@ -90,10 +90,18 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {_why(error)}") from error
+        shown = path.parent if path.name.startswith(".writable-") else path
+        raise OSError(error.errno, f"cannot write {shown}: {_why(error)}") from error
     finally:
         if os.path.lexists(temporary):
             temporary.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder; raise OSError with one sentence when it cannot be written to. Introduced in notebook 01."""
+    probe = folder / f".writable-{secrets.token_hex(4)}"
+    write_atomic(probe, "")
+    probe.unlink()
 
 
 def _why(error: OSError) -> str:
@@ -137,15 +145,12 @@ def start(stem: str, namespace: Mapping[str, Any]) -> Run:
     runner's, or `runs/explore/<stem>` when one works by hand. Introduced in notebook 01.
     """
     statements = ast.parse(parameter_cell(ROOT / "notebooks" / f"{stem}.ipynb")).body
-    names = [
-        s.target.id for s in statements if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)
-    ]
+    names = [s.target.id for s in statements if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
     if missing := [name for name in names if name not in namespace]:
         raise ValueError(f"run the parameters cell first: {', '.join(missing)} not defined")
     params = {name: namespace[name] for name in names}
     folder = Path(os.environ.get("WORKBOOK_RUN_DIR") or run_dir("explore", stem))
-    write_atomic(folder / ".writable", "")
-    (folder / ".writable").unlink()
+    check_writable(folder)
     return Run(stem, folder, params, pick_device(params.get("device", "auto")))
 
 
@@ -170,9 +175,7 @@ class Run:
         name = f"{number + 1:02d}_{what}"
         png = _rendered(fig, "png", {"Description": alt} if alt else {})
         write_atomic(self.folder / "figures" / f"{name}.png", png)
-        write_atomic(
-            self.folder / "figures" / f"{name}.svg", _rendered(fig, "svg", {"Date": None, "Description": alt})
-        )
+        write_atomic(self.folder / "figures" / f"{name}.svg", _rendered(fig, "svg", {"Date": None, "Description": alt}))
         self.figures[name] = alt
         _show_once(fig, png, alt)
 

@@ -49,7 +49,7 @@ CURVES: dict[str, Curve] = {
 
 
 def curve(name: str) -> Curve:
-    """The annealing curve of that name; an unknown name is a `ValueError` that lists them. Introduced in notebook 01."""
+    """The annealing curve of that name; an unknown name is a `ValueError`. Introduced in notebook 01."""
     if name not in CURVES:
         raise ValueError(f"unknown annealing curve {name!r}; choose one of {', '.join(CURVES)}")
     return CURVES[name]

@@ -9,20 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.batches import Batch, Samples, epoch
+from helpers.batches import Batch, Samples
 from helpers.models import Model
 
 
 @torch.inference_mode()
 def embed(
-    model: Model, data: Samples | mudata.MuData, key: str | None = None, batch_size: int = 4096
+    model: Model,
+    data: Samples | mudata.MuData,
+    split: str | None = None,
+    key: str | None = None,
+    batch_size: int = 4096,
 ) -> np.ndarray:
-    """Posterior means [n_obs, n_latent] of all samples, deterministic; written to `mdata.obsm[key]` where given.
+    """Posterior means [n_obs, n_latent] of all samples, or of one split; deterministic.
 
-    Candidates of a mixture are averaged by their weights. Introduced in notebook 01.
+    `key` writes them to `data.obsm[key]`, where `data` is a MuData and no split is asked for. Candidates of a mixture are
+    averaged by their weights. Introduced in notebook 01.
     """
+    if key is not None and (split is not None or isinstance(data, Samples)):
+        raise ValueError("key= writes to a MuData's obsm and needs all of its samples: pass the MuData, without split")
     means = []
-    for batch in passes(model, data, batch_size):
+    for batch in passes(model, data, split, batch_size):
         q, weight = model.encode(batch)
         means.append((weight[..., None] * q.mean).sum(0).cpu())
     z = torch.cat(means).numpy()
@@ -32,10 +39,15 @@ def embed(
 
 
 @torch.inference_mode()
-def reconstruct(model: Model, data: Samples | mudata.MuData, batch_size: int = 4096) -> dict[str, np.ndarray]:
-    """Expected values per modality [n_obs, n_vars], decoded from posterior means. Introduced in notebook 01."""
+def reconstruct(
+    model: Model, data: Samples | mudata.MuData, split: str | None = None, batch_size: int = 4096
+) -> dict[str, np.ndarray]:
+    """Expected values per modality [n_obs, n_vars], decoded from posterior means, of all samples or of one split.
+
+    Introduced in notebook 01.
+    """
     means: dict[str, list[Tensor]] = {}
-    for batch in passes(model, data, batch_size):
+    for batch in passes(model, data, split, batch_size):
         q, weight = model.encode(batch)
         for m, p in model.decode((weight[..., None] * q.mean).sum(0), batch.library).items():
             means.setdefault(m, []).append(p.mean.cpu())
@@ -65,10 +77,10 @@ def sample(model: Model, n: int, seed: int = 0, noise: bool = False) -> dict[str
         return {m: (p.sample() if noise else p.mean).cpu().numpy() for m, p in model.decode(z).items()}
 
 
-def passes(model: Model, data: Samples | mudata.MuData, batch_size: int) -> Iterator[Batch]:
-    """All samples in order, batch by batch, with the model in evaluation mode."""
+def passes(model: Model, data: Samples | mudata.MuData, split: str | None, batch_size: int) -> Iterator[Batch]:
+    """The samples of a split (None: all) in order, batch by batch, with the model in evaluation mode."""
     model.eval()
-    device = next(model.parameters()).device
-    samples = data if isinstance(data, Samples) else Samples(data, device)
-    for index in epoch(torch.arange(len(samples)), batch_size):
+    samples = data if isinstance(data, Samples) else Samples(data, next(model.parameters()).device)
+    rows = torch.arange(len(samples)) if split is None else samples.rows(split)
+    for index in rows.split(batch_size):
         yield samples[index]

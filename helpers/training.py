@@ -94,9 +94,7 @@ def fit(
     """
     unknown = set(settings) - set(Settings.__dataclass_fields__)
     if unknown:
-        raise ValueError(
-            f"unknown settings {sorted(unknown)}; choose from {list(Settings.__dataclass_fields__)}"
-        )
+        raise ValueError(f"unknown settings {sorted(unknown)}; choose from {list(Settings.__dataclass_fields__)}")
     chosen = Settings(**settings)
     samples = data if isinstance(data, Samples) else Samples(data, device)
     check_batch_size(len(samples.rows("train")), chosen.batch_size)
@@ -145,9 +143,7 @@ class Run:
     def __post_init__(self):
         s, device = self.settings, self.samples.device
         self.model.to(device)
-        self.optimiser = self.make_optimiser(
-            self.model.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=True
-        )
+        self.optimiser = self.make_optimiser(self.model.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=True)
         self.shuffle = torch.Generator().manual_seed(s.seed)
         self.noise = torch.Generator(device).manual_seed(s.seed + 1)
         self.train, self.valid = self.samples.rows("train"), self.samples.rows("valid")
@@ -172,8 +168,7 @@ class Run:
         if record is not None:
             with torch.no_grad(), torch.random.fork_rng():
                 self.rows += [
-                    (self.epoch, "valid", k, float(v))
-                    for k, v in record(self.model.eval(), self.samples).items()
+                    (self.epoch, "valid", k, float(v)) for k, v in record(self.model.eval(), self.samples).items()
                 ]
 
     def pass_over(self, rows: Tensor, weights: Mapping[str, float], train: bool) -> dict[str, float]:
@@ -209,10 +204,7 @@ class Run:
 
     def check_finite(self, terms: Mapping[str, Mapping[str, float]]) -> None:
         bad = [
-            f"{term} ({split})"
-            for split, ts in terms.items()
-            for term, v in ts.items()
-            if not abs(v) < float("inf")
+            f"{term} ({split})" for split, ts in terms.items() for term, v in ts.items() if not abs(v) < float("inf")
         ]
         if bad:
             self.model.load_state_dict(self.best.state)
@@ -235,9 +227,7 @@ class Run:
         if self.epoch >= self.settings.epochs:
             return True
         patience = self.settings.patience
-        return (
-            patience is not None and self.settled_at is not None and self.epoch - self.best.epoch >= patience
-        )
+        return patience is not None and self.settled_at is not None and self.epoch - self.best.epoch >= patience
 
     def use_best(self) -> None:
         self.model.load_state_dict(self.best.state)
@@ -253,9 +243,7 @@ class Run:
         network = [(name, list(value.shape)) for name, value in self.model.state_dict().items()]
         weights = [self.weights_at(t) for t in range(self.settings.epochs)]
         names = "\n".join(self.samples.obs_names[self.train.cpu().numpy()])
-        return hashlib.sha256(
-            json.dumps([asdict(self.settings), network, weights, names]).encode()
-        ).hexdigest()
+        return hashlib.sha256(json.dumps([asdict(self.settings), network, weights, names]).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
         """Weights, optimiser, random states and history in one safetensors file with a JSON header; atomic."""
@@ -332,9 +320,10 @@ def check_support(model: nn.Module, samples: Samples) -> None:
             getattr(likelihood.support, "upper_bound", None),
         )
         values = samples.modalities[name].rows.values
-        below = 0 if low is None or not len(values) else int((values < low).sum())
-        above = 0 if high is None or not len(values) else int((values > high).sum())
-        if below or above:
+        least, most = (float(v) for v in values.aminmax()) if len(values) else (0.0, 0.0)
+        if (low is not None and least < low) or (high is not None and most > high):
+            below = 0 if low is None else int((values < low).sum())
+            above = 0 if high is None else int((values > high).sum())
             raise ValueError(
                 f"modality {name!r} holds {below} values below {low} and {above} above {high}, which "
                 f"{likelihood.__name__} cannot describe: give raw counts, rescale, or choose another head"
@@ -387,9 +376,7 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix/`, without it."""
-    return {
-        name.removeprefix(f"{prefix}/"): v for name, v in tensors.items() if name.startswith(f"{prefix}/")
-    }
+    return {name.removeprefix(f"{prefix}/"): v for name, v in tensors.items() if name.startswith(f"{prefix}/")}
 
 
 def nested(flat: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -38,8 +38,7 @@ def two_modalities() -> md.MuData:
     rng = np.random.default_rng(0)
     z = rng.normal(size=(200, 3))
     x = {
-        m: z @ rng.normal(size=(3, n)) + 0.1 * rng.normal(size=(200, n))
-        for m, n in {"rna": 30, "protein": 20}.items()
+        m: z @ rng.normal(size=(3, n)) + 0.1 * rng.normal(size=(200, n)) for m, n in {"rna": 30, "protein": 20}.items()
     }
     return build(x)
 

@@ -63,9 +63,7 @@ def test_negative_binomial_goes_to_poisson():
 
 def test_probabilities_sum_to_one():
     counts = torch.arange(3000.0, dtype=torch.double)[:, None]
-    p = NegativeBinomial(
-        torch.full((3000, 1), 2.0, dtype=torch.double), torch.tensor([0.3], dtype=torch.double)
-    )
+    p = NegativeBinomial(torch.full((3000, 1), 2.0, dtype=torch.double), torch.tensor([0.3], dtype=torch.double))
     assert p.log_prob(counts).exp().sum().item() == pytest.approx(1.0, abs=1e-9)
 
 

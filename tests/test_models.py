@@ -13,18 +13,8 @@ from helpers.decoders import BernoulliHead, NegativeBinomialHead
 from helpers.training import fit
 
 GOLDEN = {  # 30 + 20 features, n_latent 2: hidden 12 and 3, blocks with batch norm (2 parameters per unit)
-    "varix": (50 * 12 + 12 + 24)
-    + (12 * 3 + 3 + 6)
-    + (3 * 4 + 4)
-    + (2 * 3 + 3 + 6)
-    + (3 * 12 + 12 + 24)
-    + 13 * 50,
-    "vanillix": (50 * 12 + 12 + 24)
-    + (12 * 3 + 3 + 6)
-    + (3 * 2 + 2)
-    + (2 * 3 + 3 + 6)
-    + (3 * 12 + 12 + 24)
-    + 13 * 50,
+    "varix": (50 * 12 + 12 + 24) + (12 * 3 + 3 + 6) + (3 * 4 + 4) + (2 * 3 + 3 + 6) + (3 * 12 + 12 + 24) + 13 * 50,
+    "vanillix": (50 * 12 + 12 + 24) + (12 * 3 + 3 + 6) + (3 * 2 + 2) + (2 * 3 + 3 + 6) + (3 * 12 + 12 + 24) + 13 * 50,
 }
 
 

@@ -24,9 +24,7 @@ def test_kl_is_the_closed_form():
 
 def test_kl_is_what_monte_carlo_finds():
     g = torch.Generator().manual_seed(0)
-    q = Posterior(
-        torch.tensor([[1.0, -0.5]]).expand(200_000, 2), torch.tensor([[-1.0, 0.7]]).expand(200_000, 2)
-    )
+    q = Posterior(torch.tensor([[1.0, -0.5]]).expand(200_000, 2), torch.tensor([[-1.0, 0.7]]).expand(200_000, 2))
     z = q.sample(g)
     log_ratio = Normal(q.mean, (0.5 * q.logvar).exp()).log_prob(z) - Normal(0.0, 1.0).log_prob(z)
     exact = StandardNormal(2).kl(q, z)[0].item()

@@ -29,9 +29,7 @@ def test_five_phases():
 
 
 def test_three_phases():
-    assert [schedules.three_phase_linear(t, 9) for t in (0, 2, 3, 4.5, 6, 8)] == pytest.approx(
-        [0, 0, 0, 0.5, 1, 1]
-    )
+    assert [schedules.three_phase_linear(t, 9) for t in (0, 2, 3, 4.5, 6, 8)] == pytest.approx([0, 0, 0, 0.5, 1, 1])
     assert schedules.three_phase_log(2, 9) == 0 and schedules.three_phase_log(6, 9) == 1
     assert schedules.three_phase_log(4.5, 9) == pytest.approx(0.5)
 

@@ -66,9 +66,7 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_global_state(samples)
 
 def test_early_stopping_restores_the_best_weights(samples):
     model = varix()
-    history = fit(
-        model, samples, epochs=300, batch_size=32, lr=2e-2, patience=5, weights={"kl": 0.01}, seed=3
-    )
+    history = fit(model, samples, epochs=300, batch_size=32, lr=2e-2, patience=5, weights={"kl": 0.01}, seed=3)
     valid = history.query("split == 'valid' and term == 'total'").set_index("epoch").value
     assert len(valid) < 300 and len(valid) - valid.idxmin() == 5
     again = Samples.__getitem__(samples, samples.rows("valid"))
@@ -92,9 +90,7 @@ def test_divergence_is_one_sentence_and_keeps_the_last_good_weights(samples):
         return {k: v * (float("nan") if calls[0] > 10 else 1) for k, v in honest(batch, generator).items()}
 
     model.losses = poisoned
-    with pytest.raises(
-        TrainingDiverged, match=r"epoch 3: .*nll/rna \(train\).*weights of epoch 2.*Lower lr"
-    ) as caught:
+    with pytest.raises(TrainingDiverged, match=r"epoch 3: .*nll/rna \(train\).*weights of epoch 2.*Lower lr") as caught:
         fit(model, samples, epochs=10, batch_size=32)
     assert torch.isfinite(state(model)).all()
     assert caught.value.history.epoch.max() == 2
@@ -123,9 +119,7 @@ def test_wrong_settings_are_named(samples):
 
 
 def test_data_outside_the_support_is_refused(two_modalities):
-    with pytest.raises(
-        ValueError, match=r"modality 'rna' holds \d+ values below 0 .*NegativeBinomial cannot"
-    ):
+    with pytest.raises(ValueError, match=r"modality 'rna' holds \d+ values below 0 .*NegativeBinomial cannot"):
         fit(models.varix({"rna": 30}, 2, heads={"rna": NegativeBinomialHead}), two_modalities, epochs=1)
     with pytest.raises(ValueError, match=r"modality 'rna' holds \d+ values below 0.0 and \d+ above 1.0"):
         fit(models.varix({"rna": 30}, 2, heads={"rna": BernoulliHead}), two_modalities, epochs=1)
@@ -170,9 +164,7 @@ history.to_csv(path + ".csv")
 
 def run_script(path, die_at):
     code = SCRIPT.format(tests=os.path.dirname(__file__))
-    return subprocess.run(
-        [sys.executable, "-c", code, str(path), str(die_at)], capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-c", code, str(path), str(die_at)], capture_output=True, text=True)
 
 
 def test_killed_and_resumed_is_bit_identical(tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 
 from helpers import fusion, penalties
 from helpers.decoders import DenseDecoder, GaussianHead, NegativeBinomialHead
-from helpers.encoders import DenseEncoder
+from helpers.encoders import DenseEncoder, Posterior
 from helpers.layers import hidden_widths
 from helpers.models.assembly import Model, Penalty
 from helpers.priors import StandardNormal
@@ -25,14 +25,16 @@ def varix(
     dropout: float = 0.1,
     heads: Mapping[str, Head] | None = None,
     penalty: Penalty = penalties.kl,
+    bound: Callable[[Posterior], Posterior] | None = None,
 ) -> Model:
     """Variational autoencoder: modalities side by side, N(0, I) prior, symmetric decoder (AUTOENCODIX, Methods).
 
     `n_vars`: modality -> features, for example `Samples.n_vars`. `heads`: modality -> head class, a Gaussian of
     variance ½ (squared error) unless given. `penalty`: `penalties.kl` or `penalties.mmd`; its loss term carries
-    its name. The weight β is given to `training.fit(weights={"kl": β})`. Introduced in notebook 01.
+    its name. The weight β is given to `training.fit(weights={"kl": β})`. `bound` restricts the posterior, see
+    `encoders.as_published`. Introduced in notebook 01.
     """
-    return dense_autoencoder(n_vars, n_latent, n_layers, factor, dropout, heads, {penalty.__name__: penalty})
+    return dense_autoencoder(n_vars, n_latent, n_layers, factor, dropout, heads, {penalty.__name__: penalty}, bound)
 
 
 def vanillix(
@@ -55,6 +57,7 @@ def dense_autoencoder(
     dropout: float,
     heads: Mapping[str, Head] | None,
     terms: Mapping[str, Penalty],
+    bound: Callable[[Posterior], Posterior] | None = None,
 ) -> Model:
     """One encoder that reads all modalities and its mirror image; stochastic where a penalty asks for it."""
     hidden = hidden_widths(sum(n_vars.values()), n_latent, n_layers, factor)
@@ -63,11 +66,9 @@ def dense_autoencoder(
     mirror = hidden[::-1]
     last = mirror[-1] if mirror else n_latent
     return Model(
-        encoders=[DenseEncoder(n_vars, n_latent, hidden, dropout, bool(terms), counts)],
+        encoders=[DenseEncoder(n_vars, n_latent, hidden, dropout, bool(terms), counts, bound)],
         fuse=fusion.concatenate,
         prior=StandardNormal(n_latent),
-        decoders=[
-            DenseDecoder(n_latent, mirror, {m: chosen[m](last, n) for m, n in n_vars.items()}, dropout)
-        ],
+        decoders=[DenseDecoder(n_latent, mirror, {m: chosen[m](last, n) for m, n in n_vars.items()}, dropout)],
         penalties=terms,
     )

@@ -1,0 +1,16 @@
+# The peers' environments; the Makefile includes this file. Each is stamped only when its peer can be imported, so
+# that an interrupted installation is started again. torch comes first, alone and at one exact version: no package
+# after it can exchange it, because everything else is installed from a complete list without looking at dependencies.
+
+PEER_PYTHON ?= python3
+PEER_TORCH ?= torch==2.13.0
+
+.PHONY: peers
+peers: .venv-scvi/.ready .venv-autoencodix/.ready
+
+.venv-%/.ready: benchmarks/requirements-%.txt
+	$(PEER_PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(PEER_TORCH)
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	.venv-$*/bin/python -c "import $*"
+	touch $@
