@@ -1,1 +1,4 @@
-"""Models, training and plumbing of the multi-omics workbook; import the module you need: `from helpers import datasets`."""
+"""Models, training and plumbing of the multi-omics workbook.
+
+Import the module you need: `from helpers import datasets`.
+"""

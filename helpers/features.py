@@ -12,11 +12,13 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
+Matrix = np.ndarray | sparse.spmatrix  # dense, or CSR
+
 KEEPS_ZEROS = ("maxabs", "log1p_cp10k", "none")  # scalers under which a CSR matrix stays CSR
 MAX_LINKAGE = 6000  # columns clustered in one piece: 6,000 need 0.6 GB for a moment
 
 
-def columnwise(x, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def columnwise(x: Matrix, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """`statistic` of float64 blocks of columns, so that a sparse or wide matrix is never dense as a whole."""
     step = max(1, 2**24 // max(1, x.shape[0]))  # 128 MB
     x = x.tocsc() if sparse.issparse(x) else x
@@ -25,11 +27,11 @@ def columnwise(x, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     return np.concatenate([statistic(block.astype(np.float64)) for block in dense], axis=-1)
 
 
-def _variance(x) -> np.ndarray:
+def _variance(x: Matrix) -> np.ndarray:
     return columnwise(x, lambda block: block.var(axis=0))
 
 
-def _mad(x) -> np.ndarray:
+def _mad(x: Matrix) -> np.ndarray:
     from scipy.stats import median_abs_deviation
 
     return columnwise(x, lambda block: median_abs_deviation(block, axis=0))
@@ -40,11 +42,11 @@ def _top(n: int, *scores: np.ndarray) -> np.ndarray:
     return np.sort(np.lexsort([-score for score in reversed(scores)])[:n])
 
 
-def _select_mad(x, n: int) -> np.ndarray:
+def _select_mad(x: Matrix, n: int) -> np.ndarray:
     return _top(n, _mad(x), _variance(x))  # where most values are 0, so is the MAD: ties go by variance
 
 
-def _select_correlation(x, n: int) -> np.ndarray:
+def _select_correlation(x: Matrix, n: int) -> np.ndarray:
     """Medoids of `n` average-linkage clusters of the columns under the distance 1 - |r|.
 
     More than `MAX_LINKAGE` columns are thinned first in interleaved pieces, as CLARA (Kaufman and Rousseeuw
@@ -60,7 +62,7 @@ def _select_correlation(x, n: int) -> np.ndarray:
     return np.sort(keep[_medoids(x[:, keep], n, variance[keep])]) if n < keep.size else np.sort(keep)
 
 
-def _correlation(x) -> np.ndarray:
+def _correlation(x: Matrix) -> np.ndarray:
     """Pearson's r of the columns [n_vars, n_vars], by blocks of rows, so that a CSR matrix is never dense."""
     mean, gram = columnwise(x, lambda block: block.mean(axis=0)), np.zeros((x.shape[1], x.shape[1]))
     for start in range(0, x.shape[0], 4096):
@@ -71,7 +73,7 @@ def _correlation(x) -> np.ndarray:
     return gram / size / size[:, None]
 
 
-def _medoids(x, n: int, variance: np.ndarray) -> np.ndarray:
+def _medoids(x: Matrix, n: int, variance: np.ndarray) -> np.ndarray:
     from scipy.cluster.hierarchy import linkage
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial.distance import squareform
@@ -96,7 +98,7 @@ def _medoid(members: np.ndarray, distance: np.ndarray, variance: np.ndarray) -> 
     return best[np.argmax(variance[best])]
 
 
-def _select_variance_correlation(x, n: int) -> np.ndarray:
+def _select_variance_correlation(x: Matrix, n: int) -> np.ndarray:
     wide = _top(10 * n, _variance(x))
     return wide[_select_correlation(x[:, wide], n)]
 
@@ -154,7 +156,7 @@ SCALERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def rescale(x, shift: np.ndarray, width: np.ndarray, clip: np.ndarray):
+def rescale(x: Matrix, shift: np.ndarray, width: np.ndarray, clip: np.ndarray) -> Matrix:
     """(x - shift) / width, clipped, for float32 [n_obs, n_vars]; in place. CSR stays CSR, without shift."""
     if sparse.issparse(x):
         x.data = (x.data / width[x.indices]).astype(np.float32)
@@ -165,20 +167,20 @@ def rescale(x, shift: np.ndarray, width: np.ndarray, clip: np.ndarray):
     return x
 
 
-def count(x, test: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def count(x: Matrix, test: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """How many values of each column pass the test (which zeros never pass)."""
     if sparse.issparse(x):
         return np.bincount(x.indices[test(x.data)], minlength=x.shape[1])
     return test(x).sum(axis=0)
 
 
-def column_means(x, missing: np.ndarray) -> np.ndarray:
+def column_means(x: Matrix, missing: np.ndarray) -> np.ndarray:
     """Means of the values that are not NaN (`missing` counts those that are); 0 where there is none."""
     present = np.maximum(x.shape[0] - missing, 1)
     return columnwise(x, lambda block: np.nansum(block, axis=0)) / present
 
 
-def fill_gaps(x, fill: np.ndarray):
+def fill_gaps(x: Matrix, fill: np.ndarray) -> Matrix:
     """NaN of each column becomes its `fill` [n_vars]; in place."""
     if sparse.issparse(x):
         gaps = np.isnan(x.data)
@@ -189,7 +191,7 @@ def fill_gaps(x, fill: np.ndarray):
     return x
 
 
-def library_size(x) -> np.ndarray:
+def library_size(x: Matrix) -> np.ndarray:
     """Sum of each row, without NaN: [n_obs]."""
     if sparse.issparse(x):
         row = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
@@ -197,7 +199,7 @@ def library_size(x) -> np.ndarray:
     return np.nansum(x, axis=1, dtype=np.float64)
 
 
-def log1p_cp10k(x, total: np.ndarray):
+def log1p_cp10k(x: Matrix, total: np.ndarray) -> Matrix:
     """log(1 + counts per ten thousand), given library sizes `total` [n_obs]; in place. Empty rows stay 0."""
     factor = (1e4 / np.where(total > 0, total, 1)).astype(np.float32)
     if sparse.issparse(x):

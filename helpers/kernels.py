@@ -84,6 +84,7 @@ def _environment(folder: Path, profile: Path, threads: int | None) -> dict[str, 
         "WORKBOOK_RUN_DIR": str(folder.resolve()),
         "WORKBOOK_ROOT": str(project.ROOT),
         "PYTHONHASHSEED": "0",
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # spinning threads starve each other
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "IPYTHONDIR": str(profile),  # nobody's start-up files

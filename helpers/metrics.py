@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # ---------------------------------------------------------------- reconstruction
 
 
-def r2_per_sample(x, x_hat) -> np.ndarray:
+def r2_per_sample(x: ArrayLike, x_hat: ArrayLike) -> np.ndarray:
     """R2 of each sample over its features, 1 - SSE / SST around the sample's own mean: [n_obs].
 
     NaN for a sample whose values are all equal. The paper's measure of reconstruction (Methods, Experiments).
@@ -27,7 +28,7 @@ def r2_per_sample(x, x_hat) -> np.ndarray:
     return np.where(constant, np.nan, 1 - error / np.where(constant, 1, total))
 
 
-def r2(x, x_hat) -> float:
+def r2(x: ArrayLike, x_hat: ArrayLike) -> float:
     """Mean of `r2_per_sample` over the samples [n_obs, n_vars] given.
 
     Constant samples have no R2: they are left out, and a warning counts them.
@@ -42,7 +43,7 @@ def r2(x, x_hat) -> float:
     return float(np.nanmean(values))
 
 
-def explained_variance(x, x_hat, centre=None) -> float:
+def explained_variance(x: ArrayLike, x_hat: ArrayLike, centre: ArrayLike | None = None) -> float:
     """1 - SSE / SST over the whole matrix [n_obs, n_vars], with SST around `centre` [n_vars].
 
     `centre` should be the means of the train split, the best constant guess made without the held-out data;
@@ -57,7 +58,9 @@ def explained_variance(x, x_hat, centre=None) -> float:
     return float(1 - ((x - x_hat) ** 2).sum() / total)
 
 
-def reconstruction_error(x, x_hat) -> float | dict[str, float]:
+def reconstruction_error(
+    x: ArrayLike | Mapping[str, ArrayLike], x_hat: ArrayLike | Mapping[str, ArrayLike]
+) -> float | dict[str, float]:
     """Mean squared error per entry, in squared units of `x`; for dicts modality -> matrix, a dict.
 
     Raises ValueError where shapes or modalities differ. Introduced in notebook 01.
@@ -73,7 +76,7 @@ def reconstruction_error(x, x_hat) -> float | dict[str, float]:
 # ---------------------------------------------------------------- latent space
 
 
-def coverage_per_dimension(z) -> float:
+def coverage_per_dimension(z: ArrayLike) -> float:
     """Latent coverage as the paper's text defines it: the share of occupied bins, averaged over dimensions.
 
     `z` [n_obs, n_latent] is binned in each dimension into b = floor(n_obs^(1/n_latent)) bins of equal width
@@ -94,7 +97,7 @@ def coverage_per_dimension(z) -> float:
     return float(np.mean([np.unique(column).size / b for column in cells.T]))
 
 
-def coverage_joint(z) -> float:
+def coverage_joint(z: ArrayLike) -> float:
     """Latent coverage as the paper's code computes it: occupied cells of the joint grid over all b^n_latent.
 
     Bins as in `coverage_per_dimension`. As many cells as samples at most, so that independent uniform samples
@@ -118,7 +121,7 @@ def _cells(z) -> tuple[np.ndarray, int]:
     return np.minimum((z - low) / np.where(width > 0, width, 1) * b, b - 1).astype(int), b
 
 
-def total_correlation(z, tolerance: float = 1e-10) -> float:
+def total_correlation(z: ArrayLike, tolerance: float = 1e-10) -> float:
     """Total correlation of a Gaussian with the covariance of `z` [n_obs, n_latent], in nats: 0 = independent.
 
     0.5 (sum_i log var_i - log det Cov) = -0.5 log det R, with R the correlation matrix. The paper's text says
@@ -139,7 +142,7 @@ def total_correlation(z, tolerance: float = 1e-10) -> float:
     return float(max(0.0, -0.5 * np.log(eigenvalues).sum()))
 
 
-def active_units(means, threshold: float = 0.01) -> int:
+def active_units(means: ArrayLike, threshold: float = 0.01) -> int:
     """Number of latent dimensions whose posterior mean [n_obs, n_latent] varies over the data by > `threshold`.
 
     Source: Burda, Grosse and Salakhutdinov, ICLR 2016, section 5.2. Introduced in notebook 01.
@@ -150,7 +153,7 @@ def active_units(means, threshold: float = 0.01) -> int:
 # ---------------------------------------------------------------- generated samples
 
 
-def principal_axes(x_train, n_components: int = 50) -> np.ndarray:
+def principal_axes(x_train: ArrayLike, n_components: int = 50) -> np.ndarray:
     """Principal axes [n_vars, n_components] of the train split, the fixed projection for `two_sample_nn`.
 
     Fewer where the data have fewer. Introduced in notebook 01.
@@ -162,7 +165,9 @@ def principal_axes(x_train, n_components: int = 50) -> np.ndarray:
     return PCA(n_components, random_state=0).fit(x_train).components_.T
 
 
-def two_sample_nn(real, generated, n_permutations: int = 200, seed: int = 0, projection=None) -> dict[str, float]:
+def two_sample_nn(
+    real: ArrayLike, generated: ArrayLike, n_permutations: int = 200, seed: int = 0, projection: ArrayLike | None = None
+) -> dict[str, float]:
     """Are generated samples like real ones? Leave-one-out nearest-neighbour test on the pooled sets.
 
     `real` (held out, never trained on) and `generated` are [n_obs, n_vars] on the scale of training; the larger
@@ -219,7 +224,9 @@ def _halves(label: np.ndarray, neighbour: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- labels
 
 
-def knn_label_accuracy(z_train, y_train, z_test, y_test, k: int = 15) -> dict[str, float]:
+def knn_label_accuracy(
+    z_train: ArrayLike, y_train: ArrayLike, z_test: ArrayLike, y_test: ArrayLike, k: int = 15
+) -> dict[str, float]:
     """How well the `k` nearest train samples in the embedding tell the label of a test sample.
 
     Distances are taken in `z` [n_obs, n_latent] as it is: a collapsed dimension has no say. `k` is cut to the
@@ -233,7 +240,7 @@ def knn_label_accuracy(z_train, y_train, z_test, y_test, k: int = 15) -> dict[st
     return _score(lambda n: KNeighborsClassifier(min(k, n)), z_train, y_train, z_test, y_test)
 
 
-def logistic_accuracy(z_train, y_train, z_test, y_test) -> dict[str, float]:
+def logistic_accuracy(z_train: ArrayLike, y_train: ArrayLike, z_test: ArrayLike, y_test: ArrayLike) -> dict[str, float]:
     """How well a logistic regression on the standardised embedding, classes weighted equally, tells the label.
 
     Returns and raises as `knn_label_accuracy`. Introduced in notebook 01.

@@ -48,6 +48,15 @@ def row(n: int = 1, height: float = HEIGHT, **options) -> tuple[Figure, np.ndarr
     return fig, axes[0]
 
 
+def grid(n: int, columns: int = 4, height: float = 1.8) -> tuple[Figure, list[Axes]]:
+    """`n` axes in rows of `columns`, 7 in wide; the places left over stay empty. Introduced in notebook 01."""
+    rows = -(-n // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(2 * WIDTH, rows * height), squeeze=False)
+    for ax in axes.flat[n:]:
+        ax.set_axis_off()
+    return fig, list(axes.flat[:n])
+
+
 def shades(n: int, cmap: str = "viridis") -> list:
     """`n` ordered colours for an ordered quantity such as β. Introduced in notebook 01."""
     return [mpl.colormaps[cmap](v) for v in np.linspace(0.0, 0.85, n)]
@@ -119,6 +128,20 @@ def spread(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, label: Callab
     ax.plot(mean[x], mean[y], color="0.8", zorder=0)
     for (value, m), s, c in zip(mean.iterrows(), sd.fillna(0).to_numpy(), shades(len(mean)), strict=True):
         ax.errorbar(m[x], m[y], xerr=s[0], yerr=s[1], fmt="o", color=c, ms=4, capsize=2, label=label(value))
+    ax.set(xlabel=x, ylabel=y)
+    return ax
+
+
+def path(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, colour: str, name: str) -> Axes:
+    """Mean of `y` against `x`, joined in order of `by` and annotated with it; seeds as small dots.
+
+    Introduced in notebook 01.
+    """
+    mean = table.groupby(by)[[x, y]].mean()
+    ax.plot(mean[x], mean[y], "o-", color=colour, ms=4, label=name)
+    ax.plot(table[x], table[y], ".", color=colour, ms=2, alpha=0.6)
+    for value, m in mean.iterrows():
+        ax.annotate(f"{value:g}", (m[x], m[y]), (3, 4), textcoords="offset points", color=colour, fontsize=6)
     ax.set(xlabel=x, ylabel=y)
     return ax
 

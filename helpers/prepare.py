@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
+from numpy.typing import ArrayLike
 from scipy import sparse
 
 from helpers import splits
@@ -160,7 +161,7 @@ def transform(new: MuData, fitted: MuData) -> MuData:
     return _assemble(new, prepared)
 
 
-def inverse(x, fitted: AnnData) -> np.ndarray:
+def inverse(x: ArrayLike, fitted: AnnData) -> np.ndarray:
     """Values `x` [n_obs, n_vars] on the scale of the prepared modality `fitted`, back in raw units (float64).
 
     Under "log1p_cp10k" the unit is counts per ten thousand. What "minmax" clipped stays clipped.

@@ -96,7 +96,9 @@ def _call(reader: Callable[..., Parts], argument: Any, options: Mapping[str, Any
     if wrong := [option for option in options if option not in (*known, "columns")]:
         hint, there = closest(wrong[0], known), ", ".join(known) or "none"
         raise ValueError(f"{name} cannot be read with the option '{wrong[0]}'{hint}; its options are: {there}")
-    return reader(argument, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*names are not unique")  # they are refused later, by name
+        return reader(argument, **options)
 
 
 def from_h5mu(path: Path, layer: str = "") -> Parts:

@@ -23,8 +23,8 @@ def embed(
 ) -> np.ndarray:
     """Posterior means [n_obs, n_latent] of all samples, or of one split; deterministic.
 
-    `key` writes them to `data.obsm[key]`, where `data` is a MuData and no split is asked for. Candidates of a mixture are
-    averaged by their weights. Introduced in notebook 01.
+    `key` writes them to `data.obsm[key]`, where `data` is a MuData and no split is asked for. Candidates of a
+    mixture are averaged by their weights. Introduced in notebook 01.
     """
     if key is not None and (split is not None or isinstance(data, Samples)):
         raise ValueError("key= writes to a MuData's obsm and needs all of its samples: pass the MuData, without split")

@@ -25,6 +25,7 @@ from helpers.project import write_atomic
 from helpers.schedules import Curve, scaled
 
 Record = Callable[[nn.Module, Samples], Mapping[str, float]]
+EVALUATION_BATCH = 1024  # samples at a time where nothing is learnt: fewer, larger passes
 SETTLED = 0.99  # a schedule counts as finished once it reaches this share of its last value
 
 
@@ -143,7 +144,8 @@ class Run:
     def __post_init__(self):
         s, device = self.settings, self.samples.device
         self.model.to(device)
-        self.optimiser = self.make_optimiser(self.model.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=True)
+        self.parameters = list(self.model.parameters())
+        self.optimiser = self.make_optimiser(self.parameters, lr=s.lr, weight_decay=s.weight_decay, fused=True)
         self.shuffle = torch.Generator().manual_seed(s.seed)
         self.noise = torch.Generator(device).manual_seed(s.seed + 1)
         self.train, self.valid = self.samples.rows("train"), self.samples.rows("valid")
@@ -175,9 +177,10 @@ class Run:
         """Mean of every term over the samples of a split, and their weighted total; trains where asked to."""
         self.model.train(train)
         noise = self.noise if train else torch.Generator(self.samples.device).manual_seed(self.settings.seed)
+        batch_size = self.settings.batch_size if train else max(self.settings.batch_size, EVALUATION_BATCH)
         sums: Tensor | int = 0
         with torch.set_grad_enabled(train):
-            for index in epoch(rows, self.settings.batch_size, self.shuffle if train else None):
+            for index in epoch(rows, batch_size, self.shuffle if train else None):
                 with self.autocast():
                     terms = self.losses(self.samples[index], noise)
                     total = weighted(terms, weights)
@@ -191,7 +194,7 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         self.optimiser.step()
 
     def autocast(self) -> contextlib.AbstractContextManager:

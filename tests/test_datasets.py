@@ -100,6 +100,17 @@ def test_entries_are_complete(name):
     assert len({file.path for file in entry.files}) == len(entry.files)
 
 
+def test_the_page_on_data_says_what_the_registry_says():
+    page = (project.ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    for name, entry in datasets.registry().items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert all(word in row for word in (entry.shape, entry.label_key, entry.licence, " ".join(entry.notebooks)))
+        for file in entry.files:
+            repository, commit = file.url.split("/")[4:6]
+            assert repository in page and commit[:7] in page
+            assert file.path.endswith(".tif") or (file.path in page and file.sha256 in page)
+
+
 def test_options_reach_the_generator_and_unknown_ones_are_named():
     assert datasets.load("sim-bulk", n_obs=80, n_rna=70, seed=5)["rna"].shape == (80, 70)
     with refused("sim-bulk", "'n_ob'", "did you mean 'n_obs'?"):

@@ -156,7 +156,8 @@ def mortal(batch, generator=None):
         os.kill(os.getpid(), signal.SIGKILL)
     return honest(batch, generator)
 model.losses = mortal
-history = fit(model, samples, epochs=12, batch_size=32, weights=ANNEALED, patience=2, checkpoint=path, checkpoint_every=1)
+settings = dict(epochs=12, batch_size=32, weights=ANNEALED, patience=2)
+history = fit(model, samples, checkpoint=path, checkpoint_every=1, **settings)
 torch.save(model.state_dict(), path + ".pt")
 history.to_csv(path + ".csv")
 """
