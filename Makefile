@@ -33,8 +33,10 @@ test: $(READY)
 lab: $(READY)
 	@$(PY) -m jupyterlab notebooks $(ARGS)
 
-bench: $(READY)
-	@$(PY) -m benchmarks.all $(ARGS)
+bench: $(READY) peers
+	@PYTHONPATH=. $(PY) benchmarks/loop.py $(ARGS)
+	@PYTHONPATH=. $(PY) benchmarks/memory.py
+	@PYTHONPATH=. $(PY) benchmarks/imports.py
 
 lint: $(READY)
 	@$(PY) -m ruff check $(CODE)
@@ -64,3 +66,5 @@ $(READY): requirements.lock pyproject.toml
 	@$(PY) -m pip install -qq --disable-pip-version-check -r requirements.lock
 	@$(PY) -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
+
+include benchmarks/peers.mk

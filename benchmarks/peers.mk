@@ -2,14 +2,13 @@
 # that an interrupted installation is started again. torch comes first, alone and at one exact version: no package
 # after it can exchange it, because everything else is installed from a complete list without looking at dependencies.
 
-PEER_PYTHON ?= python3
 PEER_TORCH ?= torch==2.13.0
 
 .PHONY: peers
 peers: .venv-scvi/.ready .venv-autoencodix/.ready
 
-.venv-%/.ready: benchmarks/requirements-%.txt
-	$(PEER_PYTHON) -m venv --clear .venv-$*
+.venv-%/.ready: benchmarks/requirements-%.txt | $(READY)
+	$(PY) -m venv --clear .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(PEER_TORCH)
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	.venv-$*/bin/python -c "import $*"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +14,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
+
+from helpers.wording import closest, few
 
 mudata.set_options(pull_on_update=False)
 
@@ -250,19 +251,6 @@ def value_range(x: Any) -> tuple[float, float]:
     low, high = float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
     implicit = sp.issparse(x) and x.nnz < x.shape[0] * x.shape[1]
     return (min(low, 0.0), max(high, 0.0)) if implicit else (low, high)
-
-
-def few(names: Iterable) -> str:
-    """The first five names in quotes, and how many there are. Introduced in notebook 01."""
-    names = [f"'{name}'" for name in names]
-    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
-
-
-def closest(word: str, known: Iterable) -> str:
-    """ "; did you mean '...'?" where a known name is near, else nothing. Introduced in notebook 01."""
-    lowered = {str(name).lower(): str(name) for name in known}
-    near = difflib.get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.5)
-    return f"; did you mean '{lowered[near[0]]}'?" if near else ""
 
 
 def _whole(values: np.ndarray) -> np.ndarray:

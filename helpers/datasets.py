@@ -24,8 +24,6 @@ from helpers import project, simulate, sources, tables
 from helpers.checks import (
     Parts,
     assemble,
-    closest,
-    few,
     kind_of,
     needs,
     notes,
@@ -36,6 +34,7 @@ from helpers.checks import (
     validate,
 )
 from helpers.sources import Remote
+from helpers.wording import closest, few
 
 mudata.set_options(pull_on_update=False)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import io
 import tokenize
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from helpers import project
+from helpers.wording import closest
 
 TYPES = ("int", "float", "str", "bool", *(f"list[{kind}]" for kind in ("int", "float", "str", "bool")))
 
@@ -143,12 +143,3 @@ def _from_text(known: Mapping[str, Parameter], name: str, text: str) -> Any:
 def _from_here(text: str) -> str:
     """A file named from the caller's folder as an absolute path, for the kernel starts in the project's root."""
     return str(Path(text).resolve()) if text and Path(text).is_file() else text
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """`, did you mean "..."?` where something known is spelled alike, else nothing.
-
-    Introduced in notebook 01.
-    """
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f', did you mean "{match[0]}"?' if match else ""

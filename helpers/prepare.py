@@ -33,7 +33,8 @@ from helpers.features import (
     log1p_cp10k,
     rescale,
 )
-from helpers.splits import check_unique, column_of, few
+from helpers.splits import check_unique, column_of
+from helpers.wording import few
 
 mudata.set_options(pull_on_update=False)
 
@@ -85,16 +86,15 @@ def split(
 def complete(mdata: MuData, n_samples: int = 0, seed: int = 0) -> MuData:
     """The samples that every modality has measured, or a random subset of `n_samples` of them (0: all).
 
-    Says by a warning how many samples were left out. Raises ValueError where none is left.
-    Introduced in notebook 01.
+    Warns of samples left out; raises ValueError where none is left. Introduced in notebook 01.
     """
     measured = np.all([mdata.obs_names.isin(adata.obs_names) for adata in mdata.mod.values()], axis=0)
     rows = np.flatnonzero(measured)
     if not len(rows):
         raise ValueError(f"no sample has all of {few(mdata.mod)}; name fewer modalities")
     if len(rows) < mdata.n_obs:
-        lacking = mdata.n_obs - len(rows)
-        warnings.warn(f"{lacking} of {mdata.n_obs} samples lack a modality and are left out", stacklevel=2)
+        lacking = f"{mdata.n_obs - len(rows)} of {mdata.n_obs} samples lack a modality and are left out"
+        warnings.warn(lacking, stacklevel=2)
     if 0 < n_samples < len(rows):
         rows = np.sort(np.random.default_rng(seed).choice(rows, n_samples, replace=False))
     return mdata if len(rows) == mdata.n_obs else mdata[rows].copy()

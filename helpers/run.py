@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers import kernels, project, report
-from helpers.parameters import closest, read_parameters, resolve
+from helpers.parameters import read_parameters, resolve
+from helpers.wording import closest
 
 PACKAGE = Path(__file__).parent
 STOP = threading.Event()

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from helpers.wording import few
+
 SPLITS = ("train", "valid", "test")
 
 
@@ -129,9 +131,3 @@ def check_unique(names: pd.Index, where: str, what: str) -> None:
     twice = names[names.duplicated()].unique()
     if len(twice):
         raise ValueError(f"{where}: {len(twice)} {what} names occur more than once: {few(twice)}; make them unique")
-
-
-def few(names: Iterable) -> str:
-    """The first five names, and how many there are."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

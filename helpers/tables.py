@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from helpers.checks import Parts, closest, few, part, parts_of
+from helpers.checks import Parts, part, parts_of
 from helpers.sources import open_zipped, sha256_of
+from helpers.wording import closest, few
 
 FEATURE_TYPES = {  # as 10x Genomics and others name them -> modality
     "gene expression": "rna",

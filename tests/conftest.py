@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
 md.set_options(pull_on_update=False)
+torch.set_num_threads(1)  # the models are tiny; threads would only wait for each other
 
 
 def build(matrices: dict, split=(0.7, 0.15), kinds=None, names=None, seed=0) -> md.MuData:

@@ -25,7 +25,8 @@ SECTIONS = "Question,What you will see,Data,Idea,Model,Train,Results,What we lea
     ","
 )
 # imports run downwards in this order; a new module finds its place here
-ORDER = """project checks simulate sources tables datasets splits features prepare batches layers likelihoods encoders
+ORDER = """wording
+project checks simulate sources tables datasets splits features prepare batches layers likelihoods encoders
 priors decoders fusion penalties schedules ontology models training tuning metrics controls claims tasks plots explore
 parameters report kernels run""".split()
 HEAVY = ["scanpy", "umap", "jax", "sklearn", "matplotlib", "papermill", "nbconvert", "ipywidgets", "IPython", "numba"]

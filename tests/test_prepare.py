@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from conftest import build
 from mudata import MuData
 from scipy import sparse
 from sklearn import preprocessing
@@ -149,9 +150,12 @@ def test_split_by_column_and_by_ids():
         ({"column": "site"}, "12 values of 'site' are not train"),
         ({"column": "half"}, "test would be empty"),
         ({"column": "half", "stratify": "kind"}, "only one of"),
-        ({"ids": {"train": ["s1", "ghost"]}}, "1 names of ids are not in the data: ghost"),
-        ({"ids": {"train": ["s1"], "test": ["s1"]}}, "1 names of ids are listed twice: s1"),
-        ({"ids": {"train": ["s1"]}}, r"11 samples are in no list of ids: s0, s10, s11, s2, s3, \.\.\. \(11 in all\)"),
+        ({"ids": {"train": ["s1", "ghost"]}}, "1 names of ids are not in the data: 'ghost'"),
+        ({"ids": {"train": ["s1"], "test": ["s1"]}}, "1 names of ids are listed twice: 's1'"),
+        (
+            {"ids": {"train": ["s1"]}},
+            r"11 samples are in no list of ids: 's0', 's10', 's11', 's2', 's3', \.\.\. \(11 in all\)",
+        ),
         ({"ids": {"training": ["s1"]}}, "the keys training"),
     ],
 )
@@ -406,7 +410,7 @@ def test_nan_policies(layout):
         assert sparse.issparse(got.X) == (layout is sparse.csr_matrix)
         again = prepare.transform(MuData({"rna": modality(layout(x))}), MuData({"rna": got}))["rna"]
         np.testing.assert_array_equal(dense(again), dense(got))
-    with pytest.raises(ValueError, match=r"rna: 3 values are missing \(NaN\), in the features g1, g3; choose nan="):
+    with pytest.raises(ValueError, match=r"rna: 3 values are missing \(NaN\), in the features 'g1', 'g3'; choose nan="):
         one(layout(x))
 
 
@@ -418,7 +422,7 @@ def test_new_nan_is_refused_under_error_and_infinity_always():
         prepare.transform(MuData({"rna": modality(new)}), fitted)
     new[0, 0] = np.inf
     for nan in prepare.NAN_POLICIES:
-        with pytest.raises(ValueError, match="rna: 1 values are infinite, in the features g0"):
+        with pytest.raises(ValueError, match="rna: 1 values are infinite, in the features 'g0'"):
             one(new, nan=nan)
 
 
@@ -449,7 +453,7 @@ def test_one_hot_is_fixed_on_train_and_passes_through(tmp_path):
     mdata.obs["grade γ"] = [1.0, 2.0, np.nan] * 4  # whole numbers that a missing value made floats
     ids = {"train": mdata.obs_names[:6], "valid": mdata.obs_names[6:9], "test": mdata.obs_names[9:]}
     mdata = prepare.split(mdata, ids=ids)
-    with pytest.warns(UserWarning, match="1 categories of 'stage' were not seen in the train split: IV"):
+    with pytest.warns(UserWarning, match="1 categories of 'stage' were not seen in the train split: 'IV'"):
         coded = prepare.encode_categories(mdata, ["stage", "grade γ"])
     block = coded["annotation"]
     assert block.var_names.tolist() == ["stage=I", "stage=II", "grade γ=1", "grade γ=2"]
@@ -492,7 +496,7 @@ def test_one_hot_errors():
         ({"nan": None}, "nan=None for rna is not one of error,"),
         ({"n_features": 0}, "n_features=0 for rna"),
         ({"n_features": 2.5}, "n_features=2.5 for rna"),
-        ({"scale": {"rna": "none"}}, "scale is given for rna; the modalities are rna, atac, methylation"),
+        ({"scale": {"rna": "none"}}, "scale is given for 'rna'; the modalities are 'rna', 'atac', 'methylation'"),
         ({"scale": "log1p_cp10k"}, "rna: [0-9]+ values are below 0"),
     ],
 )
@@ -514,7 +518,7 @@ def test_errors_of_the_data():
             one(np.ones((30, 3), np.float32))
     twice = mdata.copy()
     twice["rna"].var_names = ["g0"] * 2 + [f"g{i}" for i in range(18)]
-    with pytest.raises(ValueError, match="rna: 1 feature names occur more than once: g0"):
+    with pytest.raises(ValueError, match="rna: 1 feature names occur more than once: 'g0'"):
         prepare.fit_transform(prepare.split(twice))
 
 
@@ -529,7 +533,7 @@ def test_errors_of_new_data():
     some = raw["rna"][:, [name for name in raw["rna"].var_names if name not in fitted["rna"].var_names[:6]]]
     with pytest.raises(ValueError, match=r"rna: 6 of 8 fitted features are missing: .*\(6 in all\)"):
         prepare.transform(MuData({"rna": some.copy()}), fitted)
-    with pytest.raises(ValueError, match="no preparation was fitted for protein"):
+    with pytest.raises(ValueError, match="no preparation was fitted for 'protein'"):
         prepare.transform(MuData({"protein": raw["rna"].copy()}), fitted)
     with pytest.raises(ValueError, match="x has 3 features, the modality has 8"):
         prepare.inverse(np.ones((2, 3)), fitted["rna"])
@@ -547,3 +551,16 @@ def test_decoded_torch_tensors_go_back_to_raw_units():
     _, fitted = fitted_example()
     x = torch.tensor(fitted["rna"].X, requires_grad=True)
     np.testing.assert_allclose(prepare.inverse(x, fitted["rna"]), prepare.inverse(fitted["rna"].X, fitted["rna"]))
+
+
+def test_complete_keeps_samples_that_have_every_modality():
+    names = {"rna": ["a", "b", "c", "d"], "protein": ["b", "c", "d", "e"]}
+    mdata = build({"rna": np.ones((4, 2)), "protein": np.ones((4, 3))}, names=names)
+    with pytest.warns(UserWarning, match="2 of 5 samples lack a modality"):
+        whole = prepare.complete(mdata)
+    assert set(whole.obs_names) == {"b", "c", "d"} and whole["protein"].n_obs == 3
+    assert prepare.complete(whole, 2, seed=1).n_obs == 2
+    assert list(prepare.complete(whole, 2, seed=1).obs_names) == list(prepare.complete(whole, 2, seed=1).obs_names)
+    apart = build({"rna": np.ones((1, 2)), "protein": np.ones((1, 2))}, names={"rna": ["a"], "protein": ["b"]})
+    with pytest.raises(ValueError, match="no sample has all of 'rna', 'protein'"):
+        prepare.complete(apart)

@@ -169,8 +169,8 @@ def test_an_unknown_name_stops_everything_and_names_the_closest(root, capsys):
     write_profile(root, "02_second", "sede: 1\n")
     assert run.main(["all", "-p", "betsa=[1]"]) == 2
     told = capsys.readouterr().err
-    assert 'unknown parameter "betsa" (-p), did you mean "betas"?' in told
-    assert 'unknown parameter "sede" (params/quick), did you mean "seed"?' in told
+    assert "unknown parameter \"betsa\" (-p); did you mean 'betas'?" in told
+    assert "unknown parameter \"sede\" (params/quick); did you mean 'seed'?" in told
     assert "betas: list[float] = [0.1, 1.0]" in told and "weights of the KL term" in told
     assert not (root / "runs").exists()
 
@@ -188,8 +188,8 @@ def test_a_wrong_type_stops_everything(root, capsys, given):
     ("arguments", "told"),
     [
         (["07"], 'unknown notebook "07"'),
-        (["01_frist"], 'did you mean "01_first"?'),
-        (["01", "--profile", "quik"], 'did you mean "quick"?'),
+        (["01_frist"], "did you mean '01_first'?"),
+        (["01", "--profile", "quik"], "did you mean 'quick'?"),
         (["01", "-p", "seed"], "write -p NAME=VALUE"),
         (["01", "--jobs", "0"], "--jobs needs"),
     ],

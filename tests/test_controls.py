@@ -1,0 +1,48 @@
+"""Controls are what they say: PCA is optimal among linear codes, zeros is the train mean, all fitted on train."""
+
+import numpy as np
+import pytest
+
+from helpers import controls, metrics
+
+
+@pytest.fixture
+def split():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 4)) @ rng.normal(size=(4, 30)) + 0.2 * rng.normal(size=(300, 30)) + 3
+    return x[:200], x[200:]
+
+
+def test_pca_is_scikit_learns_and_beats_the_others(split):
+    from sklearn.decomposition import PCA
+
+    train, test = split
+    ours, theirs = controls.pca(train, 3), PCA(3).fit(train)
+    expected = theirs.inverse_transform(theirs.transform(test))
+    np.testing.assert_allclose(ours.decode(ours.embed(test)), expected, atol=1e-6)
+    scores = [
+        metrics.explained_variance(test, c.decode(c.embed(test)), train.mean(0))
+        for c in (ours, controls.random_projection(train, 3), controls.zeros(train, 3))
+    ]
+    assert scores[0] > scores[1] > scores[2] == 0
+
+
+def test_zeros_says_the_train_mean(split):
+    train, test = split
+    control = controls.zeros(train, 2)
+    np.testing.assert_array_equal(control.embed(test), 0)
+    np.testing.assert_allclose(control.decode(control.embed(test)), np.broadcast_to(train.mean(0), test.shape))
+
+
+def test_random_projection_decodes_by_least_squares(split):
+    train, _ = split
+    control = controls.random_projection(train, 3, seed=4)
+    left = train - control.decode(control.embed(train))
+    np.testing.assert_allclose(control.embed(train).T @ left, 0, atol=1e-8)  # what is left cannot be explained
+
+
+def test_samples_have_the_spread_of_the_codes(split):
+    control = controls.pca(split[0], 3)
+    drawn = control.embed(control.sample(20_000, seed=1))
+    np.testing.assert_allclose(drawn.std(0), control.spread, rtol=0.03)
+    np.testing.assert_array_equal(control.sample(5, seed=2), control.sample(5, seed=2))

@@ -1,0 +1,106 @@
+"""Plots draw what they are given, and the slider swaps pictures that were drawn beforehand."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+from helpers import explore, plots
+from helpers.schedules import CURVES
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    plots.use_style()
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    rows = [{"weight": w, "seed": s, "kind": k} for w in (0.0, 0.1, 1.0) for s in range(3) for k in ("KL", "MMD")]
+    return pd.DataFrame(rows).assign(a=lambda t: t.weight + rng.random(len(t)), b=lambda t: rng.random(len(t)))
+
+
+def test_every_modality_has_a_colour_of_its_own():
+    assert len(set(plots.MODALITY.values())) == len(plots.MODALITY) == 8
+    assert plots.CONTROL not in plots.MODALITY.values()
+
+
+def test_colours_go_to_the_commonest_classes_first_and_missing_labels_are_grey():
+    labels = ["b"] * 5 + ["a"] * 9 + [None] * 3
+    palette = plots.colours(labels)
+    assert list(palette) == ["a", "b"] and palette["a"] == plots.PALETTE[0]
+    _, (ax,) = plots.row()
+    plots.latent_plane(ax, np.random.default_rng(0).normal(size=(17, 2)), pd.Categorical(labels))
+    drawn = {matplotlib.colors.to_hex(c) for c in ax.collections[0].get_facecolors()}
+    grey = matplotlib.colors.to_hex(plots.MISSING)
+    assert drawn == {plots.PALETTE[0].lower(), plots.PALETTE[1].lower(), grey}
+
+
+def test_many_classes_still_get_colours():
+    assert len(plots.colours([str(i) for i in range(32)])) == 32
+
+
+def test_curves_strips_and_profiles_carry_their_data():
+    _, axes = plots.row(3)
+    plots.curves(axes[0], CURVES, 20)
+    assert len(axes[0].lines) == len(CURVES) == 7
+    table = pd.DataFrame(np.arange(6.0).reshape(2, 3), index=[0.0, 1.0], columns=[1, 2, 3])
+    plots.strips(axes[1], table, "R²")
+    np.testing.assert_array_equal(axes[1].images[0].get_array(), table)
+    assert [t.get_text() for t in axes[1].get_yticklabels()] == ["0", "1"]
+    profile = pd.DataFrame(np.random.default_rng(0).normal(size=(2, 50)), index=["x", "y"])
+    plots.profiles(axes[1:], profile, profile, n=10)
+    assert axes[2].images[0].get_array().shape == (2, 10)
+
+
+def test_points_and_bars_are_means_over_seeds(scores):
+    _, axes = plots.row(4)
+    one = scores[scores.kind == "KL"]
+    plots.spread(axes[0], one, "a", "b", "weight")
+    np.testing.assert_allclose(axes[0].lines[0].get_ydata(), one.groupby("weight").b.mean())
+    plots.bars(axes[1], scores, "a", "kind", controls=["MMD"])
+    assert [bar.get_height() for bar in axes[1].patches] == pytest.approx(list(scores.groupby("kind").a.mean()))
+    assert axes[1].patches[1].get_facecolor()[:3] == (0.6, 0.6, 0.6)  # a control is grey
+    plots.grouped_bars(axes[2], scores, "a", "weight", "kind", "β")
+    assert len(axes[2].patches) == 6
+    plots.path(axes[3], one, "a", "b", "weight", "k", "KL")
+    plots.control_points(axes[3], pd.DataFrame({"kind": ["PCA", "zeros"], "a": [1, np.nan], "b": [2, 1]}), "a", "b")
+    assert [t.get_text() for t in axes[3].texts] == ["0", "0.1", "1", "PCA"]  # a control without a value is left out
+
+
+def test_loss_terms_and_grids(scores):
+    rows = [(e, "valid", t, 10.0 - e) for e in range(3) for t in ("nll/rna", "kl", "total", "weight/kl")]
+    fig, axes = plots.grid(3, columns=2)
+    assert len(axes) == 3 and len(fig.axes) == 4
+    plots.terms(axes[0], pd.DataFrame(rows, columns=["epoch", "split", "term", "value"]))
+    assert [line.get_label() for line in axes[0].lines] == ["nll/rna", "kl"]
+    plots.grid_map(axes[1], np.array([[-1.0, 2.0], [0.0, 1.0]]), np.array([-1.0, 1.0]), "rna", "GENE1")
+    assert axes[1].images[0].get_clim() == (-2.0, 2.0)  # zero is white
+
+
+def picture(option):
+    fig, (ax,) = plots.row()
+    ax.set_title(str(option))
+    return fig
+
+
+def test_headless_slider_is_one_figure(monkeypatch):
+    monkeypatch.setenv("WORKBOOK_RUN_DIR", "anywhere")
+    assert explore.slider("β", [0.0, 1.0], picture, start=1.0).axes[0].get_title() == "1.0"
+
+
+def test_slider_swaps_pictures_drawn_beforehand(monkeypatch):
+    monkeypatch.delenv("WORKBOOK_RUN_DIR", raising=False)
+    drawn = []
+    box = explore.slider("β", [0.0, 1.0, 10.0], lambda option: drawn.append(option) or picture(option))
+    handle, image = box.children
+    before = bytes(image.value)
+    assert drawn == [0.0, 1.0, 10.0] and before.startswith(b"\x89PNG") and handle.description == "β"
+    handle.value = 10.0
+    assert bytes(image.value) != before and len(drawn) == 3  # nothing is computed when the slider moves
