@@ -98,6 +98,8 @@ def main() -> None:
     rows = []
     for repeat in range(options.repeats):
         for key in PROGRAMS:
+            if repeat and "compiled" in key[1]:  # compiling takes a minute; once shows what it gains
+                continue
             result = measure(key, options.epochs, options.device, options.threads)
             if result is not None:
                 rows.append(result | {"repeat": repeat})

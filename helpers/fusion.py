@@ -20,9 +20,13 @@ def concatenate(posteriors: Sequence[Posterior], mask: Tensor) -> tuple[Posterio
     if len({q.logvar is None for q in posteriors}) > 1:
         raise ValueError("cannot concatenate point and Gaussian posteriors: make all encoders stochastic or none")
     seen = mask.unsqueeze(-1)  # [n_encoders, batch, 1]
-    mean = torch.cat([q.mean * s for q, s in zip(posteriors, seen, strict=True)], -1)
-    weight = torch.ones(1, mask.shape[1], device=mean.device)
-    if posteriors[0].logvar is None:
-        return Posterior(mean[None], None), weight
-    logvar = torch.cat([q.logvar * s for q, s in zip(posteriors, seen, strict=True)], -1)
-    return Posterior(mean[None], logvar[None]), weight
+    weight = torch.ones(1, mask.shape[1], device=mask.device)
+    mean = side_by_side([q.mean for q in posteriors], seen)
+    logvars = [q.logvar for q in posteriors if q.logvar is not None]
+    return Posterior(mean, side_by_side(logvars, seen) if logvars else None), weight
+
+
+def side_by_side(blocks: Sequence[Tensor], seen: Tensor) -> Tensor:
+    """Blocks [batch, n] -> [1, batch, Σ n], zero where unseen [n_blocks, batch, 1]."""
+    shown = [block * s for block, s in zip(blocks, seen, strict=True)]
+    return (shown[0] if len(shown) == 1 else torch.cat(shown, -1)).unsqueeze(0)

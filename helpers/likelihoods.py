@@ -111,21 +111,21 @@ class NegativeBinomial(Distribution):
 
 
 class _NegativeBinomialLogProb(torch.autograd.Function):
-    """log p = x·l − (x + r)·softplus(l) + G(x, r), with l = log μ − log r and G = log Γ(x+r)/(Γ(r) x!)."""
+    """log p = (x + r)·log σ(l) − x·l + G(x, r), with l = log r − log μ and G = log Γ(x+r)/(Γ(r) x!)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, log_mean: Tensor, log_r: Tensor) -> Tensor:
-        r, logit = log_r.exp(), log_mean - log_r
+        r, logit = log_r.exp(), log_r - log_mean
         gamma, slope = _gamma_term(x, r)
-        softplus = F.softplus(logit)
-        ctx.save_for_backward(x, r, logit, softplus, slope)
-        return (x * logit).sub_((x + r).mul_(softplus)).add_(gamma)
+        log_zero = F.logsigmoid(logit)  # log r/(r+μ); much faster on CPUs than softplus
+        ctx.save_for_backward(x, r, logit, log_zero, slope)
+        return torch.addcmul(gamma, x + r, log_zero).addcmul_(x, logit, value=-1)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, r, logit, softplus, slope = ctx.saved_tensors
-        to_mean = (x - (x + r).mul_(torch.sigmoid(logit))).mul_(grad)
-        to_r = (slope - softplus).mul_(r).mul_(grad).sub_(to_mean)
+        x, r, logit, log_zero, slope = ctx.saved_tensors
+        to_mean = torch.addcmul(x, x + r, torch.sigmoid(-logit), value=-1).mul_(grad)
+        to_r = (slope + log_zero).mul_(r).mul_(grad).sub_(to_mean)
         return None, to_mean, to_r.sum_to_size(r.shape)
 
 
@@ -135,13 +135,14 @@ def _gamma_term(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
         return _gamma_nonzero(x, r)
     tables = _gamma_tables(r)  # value and slope, [n_vars, N_TABLE + 1] each
     column = x.clamp(max=N_TABLE).trunc_()
-    rest = (x - column).nonzero(as_tuple=True)  # counts beyond the table, and values that are no integers
+    rest = (x - column).flatten().nonzero().squeeze(1)  # counts beyond the table, values that are no integers
     at = column.add_(torch.arange(len(r), device=x.device) * (N_TABLE + 1)).int().flatten()
-    gamma, grad = (t.flatten().index_select(0, at).view_as(x) for t in tables)
-    if len(rest[0]):
-        gamma[rest] = _gamma_exact(x[rest], r[rest[-1]])
-        grad[rest] = torch.digamma(x[rest] + r[rest[-1]]) - torch.digamma(r[rest[-1]])
-    return gamma, grad
+    gamma, grad = (t.flatten().index_select(0, at) for t in tables)
+    if len(rest):
+        some_x, some_r = x.flatten()[rest], r[rest % len(r)]
+        gamma[rest] = _gamma_exact(some_x, some_r)
+        grad[rest] = torch.digamma(some_x + some_r) - torch.digamma(some_r)
+    return gamma.view_as(x), grad.view_as(x)
 
 
 def _gamma_tables(r: Tensor) -> tuple[Tensor, Tensor]:

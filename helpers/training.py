@@ -191,7 +191,8 @@ class Run:
         return dict(zip([*terms, "total"], means, strict=True))
 
     def step(self, total: Tensor) -> None:
-        self.optimiser.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         total.backward()
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
