@@ -20,6 +20,7 @@ import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))  # for the figure's style
 PROGRAMS = {  # (work, name) -> environment, program, options
     ("scvi", "bare loop"): (".venv", "bare_loop.py", ["--model", "scvi"]),
     ("scvi", "ours"): (".venv", "ours.py", ["--model", "scvi"]),
