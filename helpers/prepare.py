@@ -37,6 +37,7 @@ from helpers.splits import check_unique, column_of
 from helpers.wording import few
 
 mudata.set_options(pull_on_update=False)
+warnings.filterwarnings("ignore", "var_names are not unique", module="mudata")  # modalities may share feature names
 
 NAN_POLICIES = ("error", "drop_features", "mean", "zero")
 MAX_DENSE_GB = 8.0  # a sparse matrix that would become larger than this is refused, not densified
@@ -384,11 +385,9 @@ def _report_constant(varies: np.ndarray, name: str) -> None:
 
 def _assemble(source: MuData, modalities: Mapping[str, AnnData]) -> MuData:
     """A MuData of `modalities` with the samples, in their order, and the annotation of `source`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="var_names are not unique")  # modalities may share names
-        result = MuData(dict(modalities))
-        if not result.obs_names.equals(source.obs_names):
-            result = result[source.obs_names].copy()
+    result = MuData(dict(modalities))
+    if not result.obs_names.equals(source.obs_names):
+        result = result[source.obs_names].copy()
     result.obs = source.obs.copy()
     for key, value in source.obsm.items():
         if key not in source.mod:  # those are masks which MuData makes itself
