@@ -22,7 +22,7 @@ help:
 	@echo "make clean  remove .venv and caches; runs/ and data stay"
 	@echo
 	@echo "PYTHON=/path/to/python chooses the interpreter (3.11 to 3.13) of .venv,"
-	@echo "TORCH_ARGS='--index-url ...' another build of torch."
+	@echo "TORCH_ARGS='...' options of pip for another build of torch."
 
 run: $(READY)
 	@$(PY) -m helpers.run all --profile $(PROFILE) $(ARGS)
