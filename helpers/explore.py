@@ -19,7 +19,9 @@ def slider(label: str, options: Sequence[Any], draw: Callable[[Any], Figure], st
     """
     start = options[0] if start is None else start
     if is_headless():
-        return draw(start)
+        fig = draw(start)
+        plt.close(fig)  # the cell shows what it returns; an open figure would appear a second time
+        return fig
     import ipywidgets as widgets
 
     pictures = {option: png(draw(option)) for option in options}
