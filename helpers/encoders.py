@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from helpers.batches import Batch
 from helpers.layers import dense_stack, linear
 
 
@@ -61,8 +62,9 @@ class DenseEncoder(nn.Module):
         self.body = dense_stack(widths, dropout)
         self.head = linear(widths[-1], n_latent * (2 if stochastic else 1))
 
-    def forward(self, x: Mapping[str, Tensor]) -> Posterior:
-        """Values per modality [batch, n_vars] -> posterior [batch, n_latent]."""
+    def forward(self, batch: Batch) -> Posterior:
+        """Values per modality `batch.x` [batch, n_vars] -> posterior [batch, n_latent]."""
+        x = batch.x
         parts = [self.transform[m](x[m]) if m in self.transform else x[m] for m in self.modalities]
         out = self.head(self.body(parts[0] if len(parts) == 1 else torch.cat(parts, -1)))
         q = Posterior(*out.chunk(2, -1)) if self.stochastic else Posterior(out, None)

@@ -1,4 +1,5 @@
-"""Terms that shape the latent space. A penalty takes the state of one forward pass and returns one number."""
+"""Terms that shape the latent space. A penalty takes the state of one forward pass and returns one number, or several
+under names of their own."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from helpers.project import write_atomic
 from helpers.schedules import Curve, scaled
 
 Record = Callable[[nn.Module, Samples], Mapping[str, float]]
+Watch = Callable[[int, Mapping[str, Mapping[str, float]], bool], None]
 EVALUATION_BATCH = 1024  # samples at a time where nothing is learnt: fewer, larger passes
 SETTLED = 0.99  # a schedule counts as finished once it reaches this share of its last value
 
@@ -67,6 +68,7 @@ def fit(
     device: str = "auto",
     record: Record | None = None,
     record_every: int = 1,
+    watch: Watch | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 10,
     progress: bool | None = None,
@@ -83,6 +85,8 @@ def fit(
         valid split, `total` uses the weights of the last epoch, so that epochs compare.
     optimiser : called as `optimiser(parameters, lr=…, weight_decay=…, fused=True)`.
     record, record_every : numbers to add to the history every so many epochs, `record(model, samples)`.
+    watch : told after every epoch, `watch(epoch, {split: {term: value}}, settled)`: settled once all schedules have
+        reached their last value. What it raises ends the training.
     checkpoint, checkpoint_every : file to write every so many epochs and to resume from where it exists.
     progress : one progress bar; by default in interactive use only.
     **settings : fields of `Settings`: epochs, batch_size, lr, weight_decay, clip_norm, patience (epochs without a
@@ -107,7 +111,9 @@ def fit(
         for _ in bar(run.epoch, chosen.epochs, progress, run):
             if run.finished:
                 break
-            run.one_epoch(record if (run.epoch + 1) % record_every == 0 else None)
+            terms = run.one_epoch(record if (run.epoch + 1) % record_every == 0 else None)
+            if watch is not None:
+                watch(run.epoch, terms, run.settled_at is not None)
             if checkpoint is not None and (run.finished or run.epoch % checkpoint_every == 0):
                 run.save(Path(checkpoint))
         run.use_best()
@@ -155,7 +161,7 @@ class Run:
 
     # -- one epoch ---------------------------------------------------------------------------------------------
 
-    def one_epoch(self, record: Record | None) -> None:
+    def one_epoch(self, record: Record | None) -> dict[str, dict[str, float]]:
         """Train, evaluate, log and judge; raises `TrainingDiverged` with the last good weights restored."""
         now, last = self.weights_at(self.epoch), self.weights_at(self.settings.epochs - 1)
         terms = {"train": self.pass_over(self.train, now, train=True)}
@@ -172,6 +178,7 @@ class Run:
                 self.rows += [
                     (self.epoch, "valid", k, float(v)) for k, v in record(self.model.eval(), self.samples).items()
                 ]
+        return terms
 
     def pass_over(self, rows: Tensor, weights: Mapping[str, float], train: bool) -> dict[str, float]:
         """Mean of every term over the samples of a split, and their weighted total; trains where asked to."""

@@ -13,15 +13,16 @@ from helpers.encoders import Posterior
 from helpers.penalties import Latent
 
 Fuse = Callable[[Sequence[Posterior], Tensor], tuple[Posterior, Tensor]]
-Penalty = Callable[[Latent], Tensor]
+Penalty = Callable[[Latent], Tensor | Mapping[str, Tensor]]
 
 
 class Model(nn.Module):
     """An autoencoder put together from parts; a new model is a new combination of them.
 
-    `losses(batch)` answers with named terms in nats per sample: `nll/<modality>` and one per penalty. It has no
-    side effect beyond batch-norm statistics, and draws latent noise from the generator it is given.
-    Introduced in notebook 01.
+    `losses(batch)` answers with named terms in nats per sample: `nll/<modality>` and one per penalty (a penalty of
+    several parts gives `<penalty>/<part>`). It has no side effect beyond batch-norm statistics, and draws latent
+    noise from the generator it is given. `latent_names` says what the latent dimensions stand for, where they stand
+    for something. Introduced in notebook 01.
     """
 
     def __init__(
@@ -31,14 +32,16 @@ class Model(nn.Module):
         prior: nn.Module,
         decoders: Sequence[nn.Module],
         penalties: Mapping[str, Penalty] | None = None,
+        latent_names: Sequence[str] = (),
     ):
         super().__init__()
+        self.latent_names = tuple(latent_names)
         self.encoders, self.decoders = nn.ModuleList(encoders), nn.ModuleList(decoders)
         self.fuse, self.prior, self.penalties = fuse, prior, dict(penalties or {})
 
     def encode(self, batch: Batch) -> tuple[Posterior, Tensor]:
         """Candidate posteriors [k, batch, n_latent] and their weights [k, batch]."""
-        posteriors = [encoder(batch.x) for encoder in self.encoders]
+        posteriors = [encoder(batch) for encoder in self.encoders]
         seen = [torch.stack([batch.mask[m] for m in e.modalities]).any(0) for e in self.encoders]
         return self.fuse(posteriors, torch.stack(seen))
 
@@ -52,7 +55,7 @@ class Model(nn.Module):
         z = q.sample(generator)
         terms = dict(reconstruction(self, z, weight, batch))
         latent = Latent(q, weight, z, self.prior, batch, generator)
-        return terms | {name: penalty(latent) for name, penalty in self.penalties.items()}
+        return terms | flat({name: penalty(latent) for name, penalty in self.penalties.items()})
 
     @property
     def likelihoods(self) -> dict[str, type[Distribution]]:
@@ -69,6 +72,14 @@ def reconstruction(model: Model, z: Tensor, weight: Tensor, batch: Batch) -> dic
             share = (nll * (weight_k * batch.mask[m])).mean()
             terms[f"nll/{m}"] = terms[f"nll/{m}"] + share if f"nll/{m}" in terms else share
     return terms
+
+
+def flat(terms: Mapping[str, Tensor | Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """{"kl": {"a": t}} -> {"kl/a": t}; numbers stay as they are."""
+    named: dict[str, Tensor] = {}
+    for name, value in terms.items():
+        named |= {name: value} if isinstance(value, Tensor) else {f"{name}/{part}": v for part, v in value.items()}
+    return named
 
 
 def n_parameters(model: nn.Module) -> int:
