@@ -44,6 +44,14 @@ def run_dir(profile: str, stem: str) -> Path:
     return ROOT / "runs" / profile / stem
 
 
+def kept_beside(folder: Path) -> Path:
+    """Folder beside that of a run for pieces of long work (sweeps, tuning). It outlives a killed run, so that the
+    next one continues; the runner removes it once a run is whole. Introduced in notebook 02.
+    """
+    name = folder.name.removeprefix(".").removesuffix(".partial")
+    return folder.with_name(f".{name}.kept")
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (every device). Introduced in notebook 01."""
     import torch
@@ -164,6 +172,11 @@ class Run:
     device: Any
     started: float = field(default_factory=time.perf_counter)
     figures: dict[str, str | None] = field(default_factory=dict)  # file stem -> alternative text
+
+    @property
+    def kept(self) -> Path:
+        """Folder for pieces of long work, see `kept_beside`."""
+        return kept_beside(self.folder)
 
     def figure(self, fig: Any, what: str, alt: str | None = None) -> None:
         """Save a matplotlib figure as `figures/NN_what.png` and `.svg`, then show it (once) and close it.

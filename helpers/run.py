@@ -177,8 +177,8 @@ def swap_in(job: Job) -> None:
     if job.folder.exists():
         os.replace(job.folder, old)
     os.replace(job.partial, job.folder)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(job.failed, ignore_errors=True)
+    for done_with in (old, job.failed, project.kept_beside(job.folder)):
+        shutil.rmtree(done_with, ignore_errors=True)
 
 
 # --- execution -----------------------------------------------------------------------------------------------------
@@ -258,6 +258,8 @@ def _last_started(copy: Path) -> str:
 
 def run_all(jobs: Sequence[Job], at_once: int, force: bool) -> list[Outcome]:
     """Run jobs, `at_once` at a time; KeyboardInterrupt ends them all cleanly. Introduced in notebook 01."""
+    for job in jobs if force else ():
+        shutil.rmtree(project.kept_beside(job.folder), ignore_errors=True)
     earlier = {} if force else {job.name: found for job in jobs if (found := earlier_results(job))}
     outcomes = {name: _unchanged(job, earlier[name]) for job in jobs if (name := job.name) in earlier}
     todo = [job for job in jobs if job.name not in earlier]
@@ -326,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: unfinished notebooks left nothing, finished ones are kept", file=sys.stderr)
+        print("interrupted: finished notebooks are kept, long sweeps of unfinished ones continue", file=sys.stderr)
         return 130
     print(summary(outcomes))
     return int(any(outcome.status == "failed" for outcome in outcomes))

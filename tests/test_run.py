@@ -419,3 +419,17 @@ def test_formulas_are_drawn_and_code_and_prices_are_not():
 )
 def test_common_ways_to_write_tex_are_drawn(tex, images):
     assert report._MATH.sub(report._picture, tex).count("<img") == images
+
+
+def test_pieces_of_long_work_outlive_a_failed_run_and_leave_with_a_whole_one(tmp_path):
+    """What a notebook puts into `run.kept` is there for the next run; a whole run and --force take it away."""
+    count = "run.kept.mkdir(exist_ok=True)\nseen = len(list(run.kept.iterdir()))\n(run.kept / str(seen)).touch()"
+    end = "run.save_results({'seen': seen})\nassert seen == 2, seen"
+    notebook = write_notebook(tmp_path, "01_first", START, count, end)
+    kept = tmp_path / "runs" / "quick" / ".01_first.kept"
+    write_profile(tmp_path, "01_first", "seed: 5\n")
+    assert [start_run(tmp_path, "01").returncode for _ in range(2)] == [1, 1] and len(list(kept.iterdir())) == 2
+    assert start_run(tmp_path, "01").returncode == 0 and not kept.exists()
+    write_notebook(tmp_path, notebook.stem, START, count, "x = 1 / seen")
+    assert [start_run(tmp_path, "01", "--force").returncode for _ in range(2)] == [1, 1]
+    assert len(list(kept.iterdir())) == 1
