@@ -70,6 +70,27 @@ class Entry:
         return [name for name in inspect.signature(self.build).parameters if name != "files"]
 
 
+@dataclass(frozen=True)
+class Tables:
+    """What is known about an ontology's files, which `helpers.ontology` reads. Introduced in notebook 03."""
+
+    name: str
+    about: str
+    shape: str  # genes, terms
+    licence: str
+    citation: str
+    notebooks: tuple[str, ...]
+    files: tuple[Remote, ...]
+    source: str = "ontology"
+    modalities: tuple[str, ...] = ()
+    label_key: str = ""
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the download."""
+        return sum(file.n_bytes for file in self.files)
+
+
 def load(
     name_or_path: str | Path | Mapping[str, str | Path],
     *,
@@ -115,15 +136,17 @@ def gather(
 
 
 def fetch(name: str) -> list[Path]:
-    """Download the files of a data set where they are missing; their paths. Introduced in notebook 01."""
-    if name not in registry():
+    """Download what is missing of the files of a data set or ontology; their paths. Introduced in notebook 01."""
+    if name not in _all():
         raise ValueError(unknown(name))
-    return sources.fetch(registry()[name].files)
+    return sources.fetch(_all()[name].files)
 
 
 def unknown(name: str) -> str:
     """The sentence for a name that no data set has. Introduced in notebook 01."""
     known = registry()
+    if name in ontologies():
+        return f"'{name}' is an ontology and no data set; helpers.ontology builds it for the features of your data"
     paths = "or give a path to a .h5mu, .h5ad, .csv, .tsv or .parquet file"
     return f"there is no data set '{name}'{closest(name, known)}; known are {', '.join(known)}; {paths}"
 
@@ -206,31 +229,47 @@ def registry() -> dict[str, Entry]:
     return {name: _entry(name, fields) for name, fields in described.items()}
 
 
+@functools.cache
+def ontologies() -> dict[str, Tables]:
+    """All ontologies by name, as written in `ontologies.toml`. Introduced in notebook 03."""
+    described = tomllib.loads(HERE.joinpath("ontologies.toml").read_text(encoding="utf-8"))
+    return {name: Tables(name=name, files=_remotes(fields), **fields) for name, fields in described.items()}
+
+
+def _all() -> dict[str, Entry | Tables]:
+    return registry() | ontologies()
+
+
 def _entry(name: str, fields: dict[str, Any]) -> Entry:
+    files = _remotes(fields)
+    fields["notebooks"] = tuple(fields["notebooks"])
+    return Entry(name=name, build=BUILDERS[name], files=files, **{"label_key": "", "batch_key": ""} | fields)
+
+
+def _remotes(fields: dict[str, Any]) -> tuple[Remote, ...]:
+    """The files of an entry, taken out of its `fields`."""
     listed = [tuple(file.values()) for file in fields.pop("files", [])]
     folder, upstream = fields.pop("folder", ""), fields.pop("hashes_upstream", "")
     if hashes := fields.pop("hashes", ""):  # many files, in the format of sha256sum
         lines = HERE.joinpath(hashes).read_text(encoding="utf-8").splitlines()
         size = fields.pop("hashes_bytes")
         listed += [(upstream, file, sha256, size) for sha256, file in map(str.split, lines)]
-    files = tuple(
+    return tuple(
         Remote(f"{folder}/{file}", f"https://raw.githubusercontent.com/{upstream}/{file}", sha256, n_bytes)
         for upstream, file, sha256, n_bytes in listed
     )
-    fields["notebooks"] = tuple(fields["notebooks"])
-    return Entry(name=name, build=BUILDERS[name], files=files, **{"label_key": "", "batch_key": ""} | fields)
 
 
 def listing() -> str:
     """The registry as a table in plain text. Introduced in notebook 01."""
     head = ("name", "source", "samples x features", "modalities", "label", "notebooks", "licence", "download")
-    rows = [head, *(_row(entry) for entry in registry().values())]
+    rows = [head, *(_row(entry) for entry in _all().values())]
     width = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", f"data folder: {project.data_dir()}"])
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: Entry | Tables) -> tuple[str, ...]:
     here = all((project.data_dir() / file.path).is_file() for file in entry.files)
     state = f"{entry.n_bytes / 1e6:.1f} MB, {'here' if here else 'not here'}" if entry.files else "-"
     books, modalities = " ".join(entry.notebooks), " ".join(entry.modalities)
@@ -280,8 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m helpers.datasets", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command")
-    commands.add_parser("list", help="all data sets (the default)")
-    get = commands.add_parser("fetch", help="download data sets into the data folder")
+    commands.add_parser("list", help="all data sets and ontologies (the default)")
+    get = commands.add_parser("fetch", help="download data sets or ontologies into the data folder")
     get.add_argument("names", nargs="+", metavar="NAME")
     check = commands.add_parser("check", help="what is in a file, what is wrong with it, which notebooks can use it")
     check.add_argument("path", nargs="+", help="a file, or several tables as modality=path")
@@ -295,7 +334,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fetch_all(names: Iterable[str]) -> int:
     for name in names:
-        if name not in registry():
+        if name not in _all():
             print(f"error: {unknown(name)}", file=sys.stderr)
             return 2
     for name in names:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from helpers.layers import dense_stack, linear
+from helpers.layers import LinkedLinear, dense_stack, linear
 from helpers.likelihoods import Bernoulli, Gaussian, NegativeBinomial
+
+Layer = Callable[[int, int], nn.Module]
 
 
 class GaussianHead(nn.Module):
     """Hidden features [batch, n_in] -> `Gaussian` [batch, n_vars] of fixed variance.
+
+    `layer(n_in, n_vars)` makes the last layer of this and the other heads, a full one unless given.
 
     The default variance ½ makes the negative log-likelihood the published squared error (plus a constant).
     Introduced in notebook 01.
@@ -21,9 +26,9 @@ class GaussianHead(nn.Module):
 
     likelihood = Gaussian
 
-    def __init__(self, n_in: int, n_vars: int, variance: float = 0.5):
+    def __init__(self, n_in: int, n_vars: int, variance: float = 0.5, layer: Layer = linear):
         super().__init__()
-        self.variance, self.mean = variance, linear(n_in, n_vars)
+        self.variance, self.mean = variance, layer(n_in, n_vars)
 
     def forward(self, h: Tensor, library: Tensor | None = None) -> Gaussian:
         return Gaussian(self.mean(h), self.variance)
@@ -34,9 +39,9 @@ class BernoulliHead(nn.Module):
 
     likelihood = Bernoulli
 
-    def __init__(self, n_in: int, n_vars: int):
+    def __init__(self, n_in: int, n_vars: int, layer: Layer = linear):
         super().__init__()
-        self.logits = linear(n_in, n_vars)
+        self.logits = layer(n_in, n_vars)
 
     def forward(self, h: Tensor, library: Tensor | None = None) -> Bernoulli:
         return Bernoulli(self.logits(h))
@@ -51,9 +56,9 @@ class NegativeBinomialHead(nn.Module):
 
     likelihood = NegativeBinomial
 
-    def __init__(self, n_in: int, n_vars: int):
+    def __init__(self, n_in: int, n_vars: int, layer: Layer = linear):
         super().__init__()
-        self.logits = linear(n_in, n_vars)
+        self.logits = layer(n_in, n_vars)
         self.log_r = nn.Parameter(torch.randn(n_vars))
 
     def forward(self, h: Tensor, library: Tensor | None = None) -> NegativeBinomial:
@@ -77,4 +82,50 @@ class DenseDecoder(nn.Module):
 
     def forward(self, z: Tensor, library: Mapping[str, Tensor]) -> dict[str, Distribution]:
         h = self.body(z)
+        return {name: head(h, library.get(name)) for name, head in self.heads.items()}
+
+
+class OntologyDecoder(nn.Module):
+    """z -> terms, level by level along an ontology's links -> one head per modality that sees its own terms only.
+
+    `links`: arrays [n_lower, n_upper], from the latent level downwards; none where features hang on the latent terms
+    directly. `members`: modality -> [n_vars, n_terms of the lowest level]. `heads`: modality -> head class. Without
+    `n_latent`, z [batch, n_terms] is the activity of the top terms; with it, `n_full` fully connected layers lead
+    from z [batch, n_latent] to the top terms. `between` makes a non-linearity for every level (`nn.Tanh`; none by
+    default, as published: the decoder is then affine, whatever its depth). `nonnegative`: no link may be negative.
+    Introduced in notebook 03.
+    """
+
+    def __init__(
+        self,
+        links: Sequence[np.ndarray],
+        members: Mapping[str, np.ndarray],
+        heads: Mapping[str, type[nn.Module]],
+        n_latent: int | None = None,
+        n_full: int = 1,
+        dropout: float = 0.1,
+        between: Callable[[], nn.Module] = nn.Identity,
+        nonnegative: bool = False,
+    ):
+        super().__init__()
+        n_lowest = next(iter(members.values())).shape[1]
+        n_top = links[0].shape[1] if len(links) else n_lowest
+        hidden = dense_stack([n_latent or n_top] + [n_top] * (n_full - 1), dropout)
+        self.full = (
+            nn.Sequential(*hidden, linear(n_top if n_full > 1 else n_latent, n_top)) if n_latent else nn.Identity()
+        )
+        self.levels = nn.ModuleList(LinkedLinear(each, nonnegative) for each in links)
+        self.between = nn.ModuleList(between() for _ in links)
+        linked = {m: lambda n_in, n_vars, m=m: LinkedLinear(members[m], nonnegative) for m in members}
+        self.heads = nn.ModuleDict({m: heads[m](n_lowest, len(members[m]), layer=linked[m]) for m in members})
+
+    def activities(self, z: Tensor) -> list[Tensor]:
+        """Term activities [batch, n_terms] of every level, from the top downwards."""
+        found = [self.full(z)]
+        for level, between in zip(self.levels, self.between, strict=True):
+            found.append(between(level(found[-1])))
+        return found
+
+    def forward(self, z: Tensor, library: Mapping[str, Tensor]) -> dict[str, Distribution]:
+        h = self.activities(z)[-1]
         return {name: head(h, library.get(name)) for name, head in self.heads.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,11 @@ class Posterior(NamedTuple):
             return self.mean
         noise = torch.empty_like(self.mean).normal_(generator=generator)
         return torch.addcmul(self.mean, torch.exp(0.5 * self.logvar), noise)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log q of every dimension by itself, nats, broadcast over `z` and the posterior [..., n_latent]."""
+        logvar = self.logvar
+        return -0.5 * ((z - self.mean).square() * torch.exp(-logvar) + logvar + math.log(2 * math.pi))
 
 
 def as_published(q: Posterior) -> Posterior:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,3 +67,36 @@ def linear(n_in: int, n_out: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.constant_(layer.bias, 0.01)
     return layer
+
+
+class LinkedLinear(nn.Module):
+    """A linear layer with weights only where `links` [n_out, n_in] says so; every other weight is exactly zero.
+
+    A parameter exists per link and for nothing else, so that no optimiser step, no weight decay and no saved file
+    can hold a weight without a link (the original masks the weights before the optimiser's step, which leaks one
+    step into every forward pass and into the saved model). `nonnegative` uses absolute values as weights. An
+    output without any link gives its bias. Introduced in notebook 03.
+    """
+
+    def __init__(self, links: np.ndarray, nonnegative: bool = False):
+        super().__init__()
+        self.n_out, self.n_in = links.shape
+        self.nonnegative = nonnegative
+        self.register_buffer("place", torch.from_numpy(np.flatnonzero(links)))  # [n_links] in the flat weight
+        bound = torch.from_numpy(np.sqrt(6 / (links.sum(1, keepdims=True) + links.sum(0, keepdims=True) + 1e-9))[links])
+        self.strength = nn.Parameter((2 * torch.rand(len(self.place)) - 1) * bound.float())  # Xavier, by link counts
+        self.bias = nn.Parameter(torch.full((self.n_out,), 0.01))
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole matrix [n_out, n_in]."""
+        strength = self.strength.abs() if self.nonnegative else self.strength
+        flat = strength.new_zeros(self.n_out * self.n_in)
+        return flat.index_copy(0, self.place, strength).view(self.n_out, self.n_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [batch, n_in] -> [batch, n_out]."""
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.n_in} -> {self.n_out}, {len(self.place)} of {self.n_in * self.n_out} links"

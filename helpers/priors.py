@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,10 @@ class StandardNormal(nn.Module):
         if q.logvar is None:
             raise ValueError("a point posterior has no KL divergence: use a stochastic encoder or drop the penalty")
         return 0.5 * (q.mean.square() + q.logvar.exp() - 1.0 - q.logvar).sum(-1)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log p of every dimension by itself, nats, of the shape of `z`: the prior factorises."""
+        return -0.5 * (z.square() + math.log(2 * math.pi))
 
     def sample(self, n: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
         """Draws [n, n_latent]."""

@@ -111,6 +111,24 @@ def test_the_page_on_data_says_what_the_registry_says():
             assert file.path.endswith(".tif") or (file.path in page and file.sha256 in page)
 
 
+def test_ontologies_are_complete_and_described_on_the_page():
+    page = (project.ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    for name, entry in datasets.ontologies().items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert all(word in row for word in (entry.about, entry.shape, entry.licence, " ".join(entry.notebooks)))
+        assert entry.citation and entry.n_bytes > 1000 and name not in datasets.registry()
+        for file in entry.files:
+            assert re.fullmatch(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+", file.url)
+            repository, commit = file.url.split("/")[4:6]
+            assert repository in page and commit[:7] in page and file.path in page
+            assert re.fullmatch("[0-9a-f]{64}", file.sha256) and file.sha256 in page
+
+
+def test_an_ontology_is_no_data_set():
+    with refused("'reactome' is an ontology", "helpers.ontology"):
+        datasets.load("reactome")
+
+
 def test_options_reach_the_generator_and_unknown_ones_are_named():
     assert datasets.load("sim-bulk", n_obs=80, n_rna=70, seed=5)["rna"].shape == (80, 70)
     with refused("sim-bulk", "'n_ob'", "did you mean 'n_obs'?"):
@@ -768,7 +786,8 @@ def test_tcga_breast_is_a_mosaic(monkeypatch, tmp_path):
 def test_list_names_every_data_set(capsys):
     assert datasets.main([]) == datasets.main(["list"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in datasets.registry()) and "data folder" in text
+    names = datasets.registry() | datasets.ontologies()
+    assert all(name in text for name in names) and "data folder" in text
 
 
 def test_fetch_downloads_once_and_loads(server, cohort, tmp_path, monkeypatch, capsys):
@@ -783,6 +802,15 @@ def test_fetch_downloads_once_and_loads(server, cohort, tmp_path, monkeypatch, c
     (tmp_path / "data/set/x.csv.zip").unlink()
     assert datasets.main(["fetch", "tcga-gbmlgg"]) == 1
     assert "was deleted" in capsys.readouterr().err
+
+
+def test_fetch_downloads_the_tables_of_an_ontology(server, monkeypatch, capsys):
+    server.content["x.txt"] = BODY
+    entry = dataclasses.replace(datasets.ontologies()["reactome"], files=(remote(server, "x.txt"),))
+    monkeypatch.setattr(datasets, "ontologies", lambda: {"reactome": entry})
+    assert datasets.main(["fetch", "reactome"]) == 0
+    assert "reactome: 1 files" in capsys.readouterr().out
+    assert [path.read_bytes() for path in datasets.fetch("reactome")] == [BODY] and len(server.asked) == 1
 
 
 def test_wrong_calls_return_two(capsys, tmp_path):

@@ -1,6 +1,9 @@
 """One file per model family, each a recipe that puts parts together."""
 
 from helpers.models.assembly import Model, n_parameters
-from helpers.models.vae import vanillix, varix
+from helpers.models.maskix import maskix
+from helpers.models.ontix import ontix
+from helpers.models.stackix import stackix
+from helpers.models.vae import disentanglix, vanillix, varix
 
-__all__ = ["Model", "n_parameters", "vanillix", "varix"]
+__all__ = ["Model", "disentanglix", "maskix", "n_parameters", "ontix", "stackix", "vanillix", "varix"]
