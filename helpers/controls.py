@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import nn
+
+from helpers.models import Model
+
+SURE = -3.0  # log-variance at which a variational model starts: sd 0.22, where train codes have 1
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,37 @@ def zeros(x_train: np.ndarray, n_latent: int) -> LinearControl:
     """A code that says nothing: every sample is the train mean. Introduced in notebook 01."""
     n_vars = x_train.shape[1]
     return _control("zeros", x_train, np.zeros((n_vars, n_latent)), np.zeros((n_latent, n_vars)))
+
+
+@torch.no_grad()
+def start_at(model: Model, control: LinearControl) -> Model:
+    """Let a model with linear paths (`models.varix(..., skip=True)`) begin as `control`, and return it.
+
+    The linear paths become the control's code, scaled to unit variance on train, and its decoder; what the dense
+    blocks add begins at zero. Training can then only improve on the control, on the train split at least. The
+    control must have been fitted on the model's modalities side by side. Raises ValueError for a model without such
+    paths, other sizes, or heads that are not Gaussian. Introduced in notebook 02.
+    """
+    encoder, decoder = model.encoders[0], model.decoders[0]
+    if not (getattr(encoder, "skip", False) and getattr(decoder, "skip", False)):
+        raise ValueError("start_at needs linear paths in encoder and decoder: make the model with skip=True")
+    n, (n_vars, n_latent) = encoder.n_latent, control.encode.shape
+    if any(not hasattr(head, "mean") for head in decoder.heads.values()):
+        raise ValueError("start_at needs Gaussian heads, whose mean a linear control can give")
+    sizes = [head.mean.out_features for head in decoder.heads.values()]
+    if (sum(sizes), n) != (n_vars, n_latent):
+        raise ValueError(f"the control has {n_vars} features and {n_latent} dimensions, the model {sum(sizes)} and {n}")
+    width = np.where(control.spread > 0, control.spread, 1)
+    nn.init.zeros_(encoder.head.weight)
+    encoder.head.weight[:n, -n_vars:] = torch.from_numpy((control.encode / width).T)
+    encoder.head.bias[n:] = SURE
+    encoder.head.bias[:n] = torch.from_numpy(-(control.centre @ control.encode) / width)
+    loadings = torch.from_numpy((control.decode_by * width[:, None]).T).split(sizes)
+    centres = torch.from_numpy(np.asarray(control.centre)).split(sizes)
+    for head, loading, centre in zip(decoder.heads.values(), loadings, centres, strict=True):
+        nn.init.zeros_(head.mean.weight)
+        head.mean.weight[:, -n:], head.mean.bias[:] = loading, centre
+    return model
 
 
 def _control(name: str, x_train: np.ndarray, encode: np.ndarray, decode: np.ndarray) -> LinearControl:

@@ -71,17 +71,26 @@ class NegativeBinomialHead(nn.Module):
 class DenseDecoder(nn.Module):
     """z [batch, n_latent] -> dense blocks shared by all modalities -> one head per modality.
 
-    `heads`: modality -> a head built for `hidden[-1]` inputs. The answer is a dict modality -> distribution
-    [batch, n_vars]. Introduced in notebook 01.
+    `heads`: modality -> a head built for `hidden[-1]` inputs, or with `skip`, which shows z itself to the heads too,
+    for `hidden[-1] + n_latent`. The answer is a dict modality -> distribution [batch, n_vars].
+    Introduced in notebook 01.
     """
 
-    def __init__(self, n_latent: int, hidden: Sequence[int], heads: Mapping[str, nn.Module], dropout: float = 0.1):
+    def __init__(
+        self,
+        n_latent: int,
+        hidden: Sequence[int],
+        heads: Mapping[str, nn.Module],
+        dropout: float = 0.1,
+        skip: bool = False,
+    ):
         super().__init__()
+        self.skip = skip
         self.body = dense_stack([n_latent, *hidden], dropout)
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, z: Tensor, library: Mapping[str, Tensor]) -> dict[str, Distribution]:
-        h = self.body(z)
+        h = torch.cat([self.body(z), z], -1) if self.skip else self.body(z)
         return {name: head(h, library.get(name)) for name, head in self.heads.items()}
 
 

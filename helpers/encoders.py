@@ -47,7 +47,8 @@ class DenseEncoder(nn.Module):
     `n_vars`: modality -> number of features, in the order in which they are concatenated. `hidden`: widths of the
     dense blocks. `stochastic=False` gives a point (Vanillix). `transform`: modality -> function applied to its
     values first, for example `torch.log1p` for counts. `bound` may restrict the posterior (`as_published`); by
-    default, unlike in the original, means are not rectified and log-variances have no floor.
+    default, unlike in the original, means are not rectified and log-variances have no floor. `skip` shows the values
+    to the last layer too, beside what the blocks made of them: a linear path, on which `start_at` can place a PCA.
     Introduced in notebook 01.
     """
 
@@ -60,18 +61,20 @@ class DenseEncoder(nn.Module):
         stochastic: bool = True,
         transform: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
         bound: Callable[[Posterior], Posterior] | None = None,
+        skip: bool = False,
     ):
         super().__init__()
-        self.modalities, self.n_latent = tuple(n_vars), n_latent
+        self.modalities, self.n_latent, self.skip = tuple(n_vars), n_latent, skip
         self.stochastic, self.transform, self.bound = stochastic, dict(transform or {}), bound
         widths = [sum(n_vars.values()), *hidden]
         self.body = dense_stack(widths, dropout)
-        self.head = linear(widths[-1], n_latent * (2 if stochastic else 1))
+        self.head = linear(widths[-1] + skip * widths[0], n_latent * (2 if stochastic else 1))
 
     def forward(self, batch: Batch) -> Posterior:
         """Values per modality `batch.x` [batch, n_vars] -> posterior [batch, n_latent]."""
         x = batch.x
         parts = [self.transform[m](x[m]) if m in self.transform else x[m] for m in self.modalities]
-        out = self.head(self.body(parts[0] if len(parts) == 1 else torch.cat(parts, -1)))
+        values = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        out = self.head(torch.cat([self.body(values), values], -1) if self.skip else self.body(values))
         q = Posterior(*out.chunk(2, -1)) if self.stochastic else Posterior(out, None)
         return q if self.bound is None else self.bound(q)

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from helpers import controls, metrics
+from helpers import controls, metrics, models, tasks
+from helpers.batches import Samples
+from helpers.decoders import BernoulliHead
+from helpers.training import fit
 
 
 @pytest.fixture
@@ -46,3 +49,31 @@ def test_samples_have_the_spread_of_the_codes(split):
     drawn = control.embed(control.sample(20_000, seed=1))
     np.testing.assert_allclose(drawn.std(0), control.spread, rtol=0.03)
     np.testing.assert_array_equal(control.sample(5, seed=2), control.sample(5, seed=2))
+
+
+@pytest.mark.parametrize("recipe", [models.varix, models.vanillix])
+def test_a_model_can_start_at_pca_and_only_improve(two_modalities, recipe):
+    samples = Samples(two_modalities, "cpu")
+    x = np.hstack([two_modalities[m].X for m in two_modalities.mod])
+    train = samples.rows("train").numpy()
+    pca = controls.pca(x[train], 2)
+    model = controls.start_at(recipe(samples.n_vars, 2, n_layers=1, skip=True), pca)
+    z = tasks.embed(model, samples)
+    np.testing.assert_allclose(z, pca.embed(x) / pca.spread, atol=1e-4)
+    np.testing.assert_allclose(z[train].std(0), 1, atol=1e-4)
+    before = np.hstack(list(tasks.reconstruct(model, samples).values()))
+    np.testing.assert_allclose(before, pca.decode(pca.embed(x)), atol=1e-3)
+    fit(model, samples, epochs=60, batch_size=32, lr=1e-3, weights={"kl": 0.0} if recipe is models.varix else None)
+    after = np.hstack(list(tasks.reconstruct(model, samples).values()))
+    assert ((after - x)[train] ** 2).mean() < ((before - x)[train] ** 2).mean()
+
+
+def test_start_at_says_what_does_not_fit(two_modalities):
+    n_vars, rng = {"rna": 30, "protein": 20}, np.random.default_rng(0)
+    pca = controls.pca(rng.normal(size=(60, 50)), 3)
+    with pytest.raises(ValueError, match="make the model with skip=True"):
+        controls.start_at(models.varix(n_vars, 3), pca)
+    with pytest.raises(ValueError, match="50 features and 3 dimensions, the model 50 and 2"):
+        controls.start_at(models.varix(n_vars, 2, skip=True), pca)
+    with pytest.raises(ValueError, match="Gaussian heads"):
+        controls.start_at(models.varix(n_vars, 3, skip=True, heads={"rna": BernoulliHead}), pca)

@@ -26,15 +26,18 @@ def varix(
     heads: Mapping[str, Head] | None = None,
     penalty: Penalty = penalties.kl,
     bound: Callable[[Posterior], Posterior] | None = None,
+    skip: bool = False,
 ) -> Model:
     """Variational autoencoder: modalities side by side, N(0, I) prior, symmetric decoder (AUTOENCODIX, Methods).
 
     `n_vars`: modality -> features, for example `Samples.n_vars`. `heads`: modality -> head class, a Gaussian of
     variance ½ (squared error) unless given. `penalty`: `penalties.kl` or `penalties.mmd`; its loss term carries
     its name. The weight β is given to `training.fit(weights={"kl": β})`. `bound` restricts the posterior, see
-    `encoders.as_published`. Introduced in notebook 01.
+    `encoders.as_published`. `skip` adds a linear path to encoder and decoder, on which `controls.start_at` can place
+    a PCA before training (notebook 02). Introduced in notebook 01.
     """
-    return dense_autoencoder(n_vars, n_latent, n_layers, factor, dropout, heads, {penalty.__name__: penalty}, bound)
+    terms = {penalty.__name__: penalty}
+    return dense_autoencoder(n_vars, n_latent, n_layers, factor, dropout, heads, terms, bound, skip)
 
 
 def vanillix(
@@ -44,9 +47,10 @@ def vanillix(
     factor: float = 4.0,
     dropout: float = 0.1,
     heads: Mapping[str, Head] | None = None,
+    skip: bool = False,
 ) -> Model:
     """Plain autoencoder: Varix with a point for a posterior and no penalty. Introduced in notebook 01."""
-    return dense_autoencoder(n_vars, n_latent, n_layers, factor, dropout, heads, {})
+    return dense_autoencoder(n_vars, n_latent, n_layers, factor, dropout, heads, {}, skip=skip)
 
 
 def disentanglix(
@@ -76,17 +80,18 @@ def dense_autoencoder(
     heads: Mapping[str, Head] | None,
     terms: Mapping[str, Penalty],
     bound: Callable[[Posterior], Posterior] | None = None,
+    skip: bool = False,
 ) -> Model:
     """One encoder that reads all modalities and its mirror image; stochastic where a penalty asks for it."""
     hidden = hidden_widths(sum(n_vars.values()), n_latent, n_layers, factor)
     chosen = {m: (heads or {}).get(m, GaussianHead) for m in n_vars}
     counts = {m: torch.log1p for m, head in chosen.items() if head is NegativeBinomialHead}
     mirror = hidden[::-1]
-    last = mirror[-1] if mirror else n_latent
+    last = (mirror[-1] if mirror else n_latent) + skip * n_latent
     return Model(
-        encoders=[DenseEncoder(n_vars, n_latent, hidden, dropout, bool(terms), counts, bound)],
+        encoders=[DenseEncoder(n_vars, n_latent, hidden, dropout, bool(terms), counts, bound, skip)],
         fuse=fusion.concatenate,
         prior=StandardNormal(n_latent),
-        decoders=[DenseDecoder(n_latent, mirror, {m: chosen[m](last, n) for m, n in n_vars.items()}, dropout)],
+        decoders=[DenseDecoder(n_latent, mirror, {m: chosen[m](last, n) for m, n in n_vars.items()}, dropout, skip)],
         penalties=terms,
     )
