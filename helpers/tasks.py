@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import mudata
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from helpers import annotation, outcomes
 from helpers.batches import Batch, Samples
 from helpers.models import Model
 
@@ -23,8 +26,9 @@ def embed(
 ) -> np.ndarray:
     """Posterior means [n_obs, n_latent] of all samples, or of one split; deterministic.
 
-    `key` writes them to `data.obsm[key]`, where `data` is a MuData and no split is asked for. Candidates of a
-    mixture are averaged by their weights. Introduced in notebook 01.
+    `key` writes them to `data.obsm[key]`, where `data` is a MuData and no split is asked for, and the names of the
+    dimensions, where the model has names for them, to `data.uns[key]["names"]`. Candidates of a mixture are averaged
+    by their weights. Introduced in notebook 01.
     """
     if key is not None and (split is not None or isinstance(data, Samples)):
         raise ValueError("key= writes to a MuData's obsm and needs all of its samples: pass the MuData, without split")
@@ -35,6 +39,7 @@ def embed(
     z = torch.cat(means).numpy()
     if key is not None:
         data.obsm[key] = z
+        data.uns.update({key: {"names": np.array(model.latent_names)}} if model.latent_names else {})
     return z
 
 
@@ -84,3 +89,33 @@ def passes(model: Model, data: Samples | mudata.MuData, split: str | None, batch
     rows = torch.arange(len(samples)) if split is None else samples.rows(split)
     for index in rows.split(batch_size):
         yield samples[index]
+
+
+def predict_labels(
+    embeddings: Mapping[str, np.ndarray],
+    data: mudata.MuData | pd.DataFrame,
+    columns: Iterable[str] | None = None,
+    kinds: Mapping[str, str] | None = None,
+    survival: Mapping[str, Sequence[str]] | None = None,
+    learners: Iterable[str] = ("linear", "forest", "svm"),
+    scored_on: str = "test",
+    n_bootstrap: int = 200,
+    jobs: int = 1,
+    folder: str | Path | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well embeddings (method -> [n_obs, n_dimensions]) predict the annotation: a row per method × task × learner
+    × metric, with `value` and its bootstrap interval `low`, `high` (`outcomes.COLUMNS`).
+
+    The samples are those of `data` (a MuData, or its obs), in that order; learners are trained on its train split and
+    scored on `scored_on`. `columns`, `kinds` and `survival` say what is predicted (`annotation.find_tasks`).
+    Classification is scored by macro one-vs-one AUC and balanced accuracy, regression by R2, survival by the C-index
+    of a Cox model. `jobs` processes run at a time; `folder` keeps results, so that a stopped call can go on.
+    Compare with random features by `outcomes.over_random`. Raises ValueError for tasks that cannot be scored,
+    unknown names and embeddings of other shapes. The paper's downstream tasks. Introduced in notebook 02.
+    """
+    obs = data if isinstance(data, pd.DataFrame) else data.obs
+    chosen = (learners,) if isinstance(learners, str) else tuple(learners)
+    settings = outcomes.Settings(chosen, scored_on, n_bootstrap, seed)
+    found = annotation.find_tasks(obs, columns, kinds, survival, scored_on)
+    return outcomes.score_all(embeddings, obs, found, settings, jobs, folder)

@@ -1,0 +1,152 @@
+"""Integrated gradients against the weights of a linear model and their own completeness; members of a term found."""
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import build
+from sklearn.metrics import roc_auc_score
+
+from helpers import attribution, models
+from helpers.batches import Samples
+from helpers.training import fit
+
+
+def linear(n_vars, n_latent=3):
+    """An autoencoder without hidden layers: the means are affine in the input."""
+    torch.manual_seed(0)
+    return models.varix(n_vars, n_latent, n_layers=0)
+
+
+def weights(model, n_vars):
+    """Modality -> weights of the means [n_latent, n_vars]."""
+    w = model.encoders[0].head.weight.detach()[: model.encoders[0].n_latent]
+    return {m: part.numpy() for m, part in zip(n_vars, w.split(list(n_vars.values()), dim=1), strict=True)}
+
+
+def test_a_linear_model_is_attributed_by_its_weights(two_modalities):
+    samples = Samples(two_modalities, "cpu")
+    model = linear(samples.n_vars)
+    rows = samples.rows("test")
+    found = attribution.attributions(model, samples, rows, steps=3, batch_size=7)
+    for m, w in weights(model, samples.n_vars).items():
+        x = np.abs(samples[rows].x[m].numpy())
+        np.testing.assert_allclose(found[m], np.abs(w) * x.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_attributions_add_up_to_the_change_of_the_mean(two_modalities):
+    """Completeness: their sum is f(x) - f(baseline), in a trained model with ReLU and batch normalisation."""
+    samples = Samples(two_modalities, "cpu")
+    torch.manual_seed(0)
+    model = models.varix(samples.n_vars, 4)
+    fit(model, samples, epochs=5, batch_size=32, lr=5e-3)
+    batch = samples[samples.rows("test")]
+    baseline = {"rna": np.full(30, 0.3)}
+    at_baseline = {m: torch.zeros_like(x) + (0.3 if m == "rna" else 0) for m, x in batch.x.items()}
+    with torch.no_grad():
+        there = model.encode(batch)[0].mean[0]
+        start = model.encode(type(batch)(at_baseline, batch.mask, batch.library, batch.index))[0].mean[0]
+    for term in range(4):
+        parts = attribution.integrated_gradients(model, batch, term, steps=200, baseline=baseline)
+        total = sum(part.sum(1) for part in parts.values())
+        torch.testing.assert_close(total.float(), (there - start)[:, term], atol=2e-2, rtol=2e-2)
+
+
+def test_the_baseline_has_no_attribution(two_modalities):
+    samples = Samples(two_modalities, "cpu")
+    model = linear(samples.n_vars)
+    own = {m: x[0].numpy() for m, x in samples[torch.tensor([4])].x.items()}
+    found = attribution.attributions(model, samples, torch.tensor([4]), baseline=own)
+    assert all(np.abs(v).max() < 1e-6 for v in found.values())
+
+
+def test_batches_terms_and_mode_do_not_matter(two_modalities):
+    samples = Samples(two_modalities, "cpu")
+    torch.manual_seed(0)
+    model = models.varix(samples.n_vars, 4, dropout=0.5)
+    rows = samples.rows("test")
+    whole = attribution.attributions(model.train(), samples, rows, steps=4)
+    assert not model.training
+    parts = attribution.attributions(model, samples, rows, terms=[2, 0], steps=4, batch_size=5)
+    for m in whole:
+        np.testing.assert_allclose(parts[m], whole[m][[2, 0]], rtol=1e-4, atol=1e-6)
+
+
+def test_samples_without_a_modality_do_not_dilute_it():
+    rng = np.random.default_rng(0)
+    names = {"rna": [f"s{i}" for i in range(60)], "protein": [f"s{i}" for i in range(20)]}
+    x = {"rna": rng.normal(size=(60, 8)), "protein": rng.normal(size=(20, 5))}
+    samples = Samples(build(x, names=names), "cpu")
+    model = linear(samples.n_vars)
+    shifted = {m: np.ones(n) for m, n in samples.n_vars.items()}
+    found = attribution.attributions(model, samples, torch.arange(60), steps=2, baseline=shifted)
+    w = weights(model, samples.n_vars)
+    np.testing.assert_allclose(found["rna"], np.abs(w["rna"]) * np.abs(x["rna"] - 1).mean(0), rtol=1e-4)
+    np.testing.assert_allclose(found["protein"], np.abs(w["protein"]) * np.abs(x["protein"] - 1).mean(0), rtol=1e-4)
+
+
+def test_several_encoders_and_counts_with_covariates():
+    rng = np.random.default_rng(0)
+    mdata = md.MuData({"rna": ad.AnnData(rng.poisson(3, (30, 6)).astype(np.float32))})
+    mdata.uns["dataset"] = {"modalities": {"rna": "counts"}}
+    mdata.obs["site"] = pd.Categorical(rng.choice(["a", "b"], 30))
+    samples = Samples(mdata, "cpu", covariates=["site"])
+    seen = []
+
+    class Reader(torch.nn.Module):
+        modalities = ("rna",)
+
+        def forward(self, batch):
+            seen.append((len(batch), len(batch.library["rna"]), len(batch.covariates["site"]), len(batch.mask["rna"])))
+            share = batch.x["rna"] / batch.library["rna"]
+            return models.assembly.Posterior(share[:, :2] * (1 + batch.covariates["site"][:, None]), None)
+
+    model = linear({"rna": 6}, 2)
+    model.encoders = torch.nn.ModuleList([Reader()])
+    found = attribution.attributions(model, samples, torch.arange(30), steps=5)["rna"]
+    assert all(len(set(sizes)) == 1 for sizes in seen)  # captum repeats all of them alike
+    batch = samples[torch.arange(30)]
+    expected = (batch.x["rna"] / batch.library["rna"])[:, :2] * (1 + batch.covariates["site"][:, None])
+    np.testing.assert_allclose(np.diag(found[:, :2]), expected.mean(0).numpy(), rtol=1e-4)
+    assert found[0, 1:].max() == found[1, 2:].max() == 0
+
+
+def test_members_of_a_planted_term_are_found():
+    """Two latent factors with features of their own: attributions of a trained model separate members from others."""
+    rng = np.random.default_rng(0)
+    member = np.zeros((2, 40), bool)
+    member[0, :10], member[1, 10:20] = True, True
+    z = rng.normal(size=(300, 2))
+    samples = Samples(build({"rna": z @ member.astype(float) + 0.3 * rng.normal(size=(300, 40))}), "cpu")
+    torch.manual_seed(0)
+    model = models.varix(samples.n_vars, 2, n_layers=1, factor=2, dropout=0.0)
+    fit(model, samples, epochs=60, batch_size=32, lr=5e-3, weights={"kl": 0.1}, progress=False)
+    means = torch.cat([model.encode(samples[torch.arange(300)])[0].mean[0]]).detach().numpy()
+    r = np.abs(np.corrcoef(means.T, z.T)[:2, 2:])
+    either = member.any(0)
+    found = attribution.attributions(model, samples, samples.rows("test"), steps=8)["rna"]
+    assert (attribution.agreement(found, np.stack([either, either])) > 0.95).all() and r.max() > 0.6
+
+
+def test_agreement_is_scikit_learns_auroc():
+    rng = np.random.default_rng(0)
+    scores, member = rng.integers(0, 6, size=(5, 40)).astype(float), rng.random((5, 40)) < 0.3  # with ties
+    expected = [roc_auc_score(m, s) for m, s in zip(member, scores, strict=True)]
+    np.testing.assert_allclose(attribution.agreement(scores, member), expected)
+    np.testing.assert_allclose(attribution.agreement(scores * 7 + 1, member), expected)
+    assert np.isnan(attribution.agreement(scores[:2], np.array([[True] * 40, [False] * 40]))).all()
+    assert attribution.agreement(member.astype(float), member).tolist() == [1] * 5
+    noise = attribution.agreement(rng.random((400, 60)), rng.random((400, 60)) < 0.3)
+    assert noise.mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_errors(two_modalities):
+    samples = Samples(two_modalities, "cpu")
+    with pytest.raises(ValueError, match="at least one sample, and rows is empty"):
+        attribution.attributions(linear(samples.n_vars), samples, torch.arange(0))
+    with pytest.raises(ValueError, match="baseline names 'rnaa'; the modalities are 'rna', 'protein'"):
+        attribution.attributions(linear(samples.n_vars), samples, torch.arange(3), baseline={"rnaa": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"attribution has shape \(2, 3\) and membership \(2, 4\)"):
+        attribution.agreement(np.ones((2, 3)), np.ones((2, 4)))
