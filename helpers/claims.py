@@ -40,6 +40,22 @@ def difference(claim: str, ours: Sequence[float], theirs: Sequence[float], what:
     return {"id": claim, "verdict": verdict, "evidence": f"{what}, gain per pair: {_numbers(gain)}"}
 
 
+def share(claim: str, cases: Sequence[bool], what: str) -> dict[str, str]:
+    """In how many cases is it so? "holds" from 95 % on, "holds in part" where in more than half of them.
+
+    Introduced in notebook 02.
+    """
+    cases = np.asarray(cases, bool)
+    so = cases.mean() if len(cases) else 0.0
+    verdict = "holds" if so >= 0.95 else "holds in part" if so > 0.5 else "does not hold here"
+    return {"id": claim, "verdict": verdict, "evidence": f"{what}: {cases.sum()} of {len(cases)} cases"}
+
+
+def untested(claim: str, why: str) -> dict[str, str]:
+    """The verdict where the data at hand cannot tell. Introduced in notebook 02."""
+    return {"id": claim, "verdict": "cannot be tested", "evidence": why}
+
+
 def table(claims: Sequence[dict[str, str]]) -> pd.DataFrame:
     """The verdicts as a table to show. Introduced in notebook 01."""
     return pd.DataFrame(claims, columns=["id", "verdict", "evidence"]).set_index("id")

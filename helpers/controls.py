@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,12 +37,32 @@ class LinearControl:
         return self.decode(np.random.default_rng(seed).normal(size=(n, len(self.spread))) * self.spread)
 
 
-def pca(x_train: np.ndarray, n_latent: int) -> LinearControl:
-    """Principal components of x_train [n_obs, n_vars]: the best linear code. Introduced in notebook 01."""
+def pca(x_train: np.ndarray, n_latent: int, weight: Sequence[float] | None = None) -> LinearControl:
+    """Principal components of x_train [n_obs, n_vars]: the best linear code. Introduced in notebook 01.
+
+    `weight` [n_vars] counts the squared errors of a feature so many times (`balance`); codes and decoded values stay
+    those of unweighted data.
+    """
     from sklearn.decomposition import PCA
 
-    fitted = PCA(n_latent, random_state=0).fit(x_train)
-    return _control("PCA", x_train, fitted.components_.T, fitted.components_)
+    root = np.ones(x_train.shape[1]) if weight is None else np.sqrt(np.asarray(weight))
+    axes = PCA(n_latent, random_state=0).fit(x_train * root).components_
+    return _control("PCA" if weight is None else "balanced PCA", x_train, (axes * root).T, axes / root)
+
+
+def balance(x_train: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Weight per modality, at most 1, that keeps one from ruling the first dimensions of a joint code.
+
+    Each modality's leading eigenvalue (of the covariance of x_train[m], [n_obs, n_vars]) is held down to that of the
+    modality with the largest total variance, as multiple factor analysis does (Escofier and Pagès 1994) without
+    raising the weak ones, whose noise it would raise. Neighbouring genes share their copy number, so that `cnv`
+    repeats one number many times. Use as weights of the terms `nll/<modality>` or of `pca`.
+    Introduced in notebook 02.
+    """
+    variance = {m: np.var(x, axis=0).sum() for m, x in x_train.items()}
+    leading = {m: np.linalg.norm(x - x.mean(0), 2) ** 2 / len(x) for m, x in x_train.items()}
+    bar = leading[max(variance, key=variance.get)]
+    return {m: float(min(1.0, bar / value)) if value > 0 else 1.0 for m, value in leading.items()}
 
 
 def random_projection(x_train: np.ndarray, n_latent: int, seed: int = 0) -> LinearControl:

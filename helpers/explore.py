@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib import pyplot as plt
@@ -30,6 +31,27 @@ def slider(label: str, options: Sequence[Any], draw: Callable[[Any], Figure], st
     image = widgets.Image(value=pictures[start], format="png")
     handle.observe(lambda change: setattr(image, "value", pictures[change["new"]]), names="value")
     return widgets.VBox([handle, image])
+
+
+def choose(options: Mapping[str, Sequence[Any]], draw: Callable[..., Figure]) -> Any:
+    """Labelled menus, one per entry of `options`, that show `draw(*chosen)`; headless, the figure of the first options.
+
+    `draw` should only draw: pictures are kept once drawn, so that going back costs nothing. Menus work by keyboard.
+    Introduced in notebook 02.
+    """
+    first = [values[0] for values in options.values()]
+    if is_headless():
+        fig = draw(*first)
+        plt.close(fig)
+        return fig
+    import ipywidgets as widgets
+
+    picture = functools.cache(lambda *chosen: png(draw(*chosen)))
+    menus = [widgets.Dropdown(options=list(values), description=label) for label, values in options.items()]
+    image = widgets.Image(value=picture(*first), format="png")
+    for menu in menus:
+        menu.observe(lambda _: setattr(image, "value", picture(*(m.value for m in menus))), names="value")
+    return widgets.VBox([widgets.HBox(menus), image])
 
 
 def is_headless() -> bool:

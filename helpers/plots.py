@@ -220,3 +220,40 @@ def profiles(axes: Sequence[Axes], decoded: pd.DataFrame, measured: pd.DataFrame
         ax.set_yticks(range(len(table)), table.index if ax is axes[0] else [])
         ax.spines[:].set_visible(False)
     return axes
+
+
+def ladder(
+    ax: Axes, table: pd.DataFrame, value: str, by: str, group: str, controls: Sequence = (), marks: str = "o"
+) -> Axes:
+    """A row per `by` from top to bottom: mean of `value` per `group` as a large dot, its parts as small ones.
+
+    Groups are ordered and coloured from dark to light; rows named in `controls` are grey. Introduced in notebook 02.
+    """
+    names, groups = list(dict.fromkeys(table[by])), sorted(table[group].unique())
+    step = 0.7 / max(len(groups), 1)
+    for g, (level, shade) in enumerate(zip(groups, shades(len(groups)), strict=True)):
+        for i, name in enumerate(names):
+            values = table.loc[(table[by] == name) & (table[group] == level), value].dropna().to_numpy()
+            at = i + (g - (len(groups) - 1) / 2) * step
+            colour = CONTROL if name in controls else shade
+            ax.plot(values, np.full(len(values), at), ".", color=colour, ms=2.5, alpha=0.6)
+            if len(values):
+                ax.plot(values.mean(), at, marks, color=colour, ms=5)
+        ax.plot([], [], marks, color=shade, ms=5, label=level)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel=value, ylim=(len(names) - 0.4, -0.6))
+    ax.grid(axis="y", color="0.93", lw=6 if len(groups) == 1 else 0)
+    for i in range(1, len(names)):
+        ax.axhline(i - 0.5, color="0.92", lw=0.6, zorder=0)
+    return ax
+
+
+def ranks(ax: Axes, table: pd.DataFrame, controls: Sequence = ()) -> Axes:
+    """Mean ranks with their intervals, best on top (`outcomes.ranking`). Introduced in notebook 02."""
+    for i, (name, row_) in enumerate(table.iterrows()):
+        colour = CONTROL if name in controls else PALETTE[0]
+        ax.plot([row_["low"], row_["high"]], [i, i], color=colour, lw=1.5)
+        ax.plot(row_["rank"], i, "o", color=colour, ms=4)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set(xlabel="mean rank over tasks and learners (1 = best)", ylim=(len(table) - 0.4, -0.6))
+    return ax

@@ -43,3 +43,12 @@ def test_difference(ours, theirs, verdict):
 def test_table_shows_every_claim():
     shown = claims.table([claims.difference("A4", [1.0], [0.0], "units")])
     assert list(shown.index) == ["A4"] and list(shown.columns) == ["verdict", "evidence"]
+
+
+def test_share_counts_cases():
+    assert claims.share("A9", [True] * 20, "beats random")["verdict"] == "holds"
+    found = claims.share("A9", [True] * 3 + [False], "beats random")
+    assert found == {"id": "A9", "verdict": "holds in part", "evidence": "beats random: 3 of 4 cases"}
+    assert claims.share("A9", [True, False], "x")["verdict"] == "does not hold here"
+    assert claims.share("A9", [], "x")["verdict"] == "does not hold here"
+    assert claims.untested("A14", "no Y genes")["verdict"] == "cannot be tested"

@@ -77,3 +77,24 @@ def test_start_at_says_what_does_not_fit(two_modalities):
         controls.start_at(models.varix(n_vars, 2, skip=True), pca)
     with pytest.raises(ValueError, match="Gaussian heads"):
         controls.start_at(models.varix(n_vars, 3, skip=True, heads={"rna": BernoulliHead}), pca)
+
+
+def test_weighted_pca_minimises_the_weighted_error(split):
+    """Among codes of its size; with equal weights it is plain PCA."""
+    train, test = split
+    weight = np.where(np.arange(30) < 10, 1.0, 0.05)
+    plain, weighted = controls.pca(train, 2), controls.pca(train, 2, weight)
+    error = [((train - c.decode(c.embed(train))) ** 2).mean(0) for c in (plain, weighted)]
+    assert (weight * error[1]).sum() < (weight * error[0]).sum() and error[1].sum() > error[0].sum()
+    same = controls.pca(train, 2, np.full(30, 3.0))
+    np.testing.assert_allclose(same.decode(same.embed(test)), plain.decode(plain.embed(test)), atol=1e-8)
+
+
+def test_balance_holds_down_what_repeats_itself():
+    """Fifty copies of one number rule the first component; their weight undoes it, and weak modalities stay."""
+    rng = np.random.default_rng(0)
+    rna, copies = rng.normal(size=(400, 60)), np.repeat(rng.normal(size=(400, 1)), 50, axis=1)
+    found = controls.balance({"rna": rna, "cnv": copies, "mutation": 0.1 * rng.normal(size=(400, 5)), "none": 0 * rna})
+    leading = np.linalg.eigvalsh(np.cov(rna.T, bias=True))[-1]
+    assert found["cnv"] == pytest.approx(leading / (50 * copies[:, 0].var()), rel=1e-6) and found["cnv"] < 0.1
+    assert found["rna"] == found["mutation"] == found["none"] == 1.0

@@ -568,3 +568,17 @@ print("fine")
     assert process.stdout == "fine\n", process.stderr
     with pytest.raises(ValueError, match="umap: 3 train samples are too few for 2 dimensions"):
         outcomes.umap(np.zeros((9, 4)), np.arange(9) < 3, 2)
+
+
+def test_ranking_counts_wins_and_resamples_tasks():
+    cells = [(t, learner, m) for t in ("age", "sex", "stage") for learner in ("linear", "svm") for m in "abc"]
+    table = pd.DataFrame(cells, columns=["task", "learner", "method"])
+    table["metric"] = "auc"
+    table["value"] = table["method"].map({"a": 0.9, "b": 0.8, "c": 0.7})
+    table.loc[(table.task == "age") & (table.method == "a"), "value"] = 0.1  # a is last in one task of three
+    found = outcomes.ranking(table)
+    assert list(found.index) == ["b", "a", "c"] or list(found.index) == ["a", "b", "c"]
+    assert found.loc["a", "rank"] == pytest.approx((1 + 1 + 3) / 3) and found.loc["a", "first"] == pytest.approx(2 / 3)
+    assert found.loc["a", "low"] == 1 and found.loc["a", "high"] == 3 and found.loc["c", "low"] == 2
+    with pytest.raises(ValueError, match="in every cell"):
+        outcomes.ranking(table.drop_duplicates(["task", "learner"]).assign(method=["a", "b"] * 3))

@@ -104,3 +104,41 @@ def test_slider_swaps_pictures_drawn_beforehand(monkeypatch):
     assert drawn == [0.0, 1.0, 10.0] and before.startswith(b"\x89PNG") and handle.description == "β"
     handle.value = 10.0
     assert bytes(image.value) != before and len(drawn) == 3  # nothing is computed when the slider moves
+
+
+def test_ladder_and_ranks_show_every_row():
+    rows = [(m, g, 0.1 * i + 0.05 * k) for i, m in enumerate("abc") for g in (2, 8) for k in range(3)]
+    table = pd.DataFrame(rows, columns=["model", "dimensions", "score"])
+    fig, axes = plots.row(2)
+    plots.ladder(axes[0], table, "score", "model", "dimensions", controls=["c"])
+    assert [t.get_text() for t in axes[0].get_yticklabels()] == ["a", "b", "c"]
+    assert axes[0].get_legend_handles_labels()[1] == ["2", "8"]
+    large = [line for line in axes[0].lines if line.get_markersize() == 5 and len(line.get_xdata())]
+    means = sorted(float(line.get_xdata()[0]) for line in large)
+    np.testing.assert_allclose(means, sorted(table.groupby(["model", "dimensions"]).score.mean()))
+    found = pd.DataFrame({"rank": [1.5, 3], "low": [1, 2.5], "high": [2, 3.5]}, index=["ours", "PCA"])
+    plots.ranks(axes[1], found, controls=["PCA"])
+    assert [t.get_text() for t in axes[1].get_yticklabels()] == ["ours", "PCA"]
+    assert axes[1].lines[-1].get_color() == plots.CONTROL
+    plt.close(fig)
+
+
+def test_menus_draw_once_per_choice(monkeypatch):
+    drawn = []
+
+    def draw(model, size):
+        drawn.append((model, size))
+        fig, (ax,) = plots.row()
+        ax.plot([0, size], label=model)
+        return fig
+
+    monkeypatch.delenv("WORKBOOK_RUN_DIR", raising=False)
+    box = explore.choose({"model": ["varix", "ontix"], "size": [2, 8]}, draw)
+    menus, image = box.children[0].children, box.children[1]
+    before = image.value
+    menus[0].value = "ontix"
+    assert image.value != before and [m.description for m in menus] == ["model", "size"]
+    menus[0].value = "varix"
+    assert image.value == before and drawn == [("varix", 2), ("ontix", 2)]
+    monkeypatch.setenv("WORKBOOK_RUN_DIR", "somewhere")
+    assert isinstance(explore.choose({"model": ["varix"], "size": [2]}, draw), plt.Figure)
