@@ -129,7 +129,7 @@ def test_menus_draw_once_per_choice(monkeypatch):
     def draw(model, size):
         drawn.append((model, size))
         fig, (ax,) = plots.row()
-        ax.plot([0, size], label=model)
+        ax.set(title=f"{model}, {size}")
         return fig
 
     monkeypatch.delenv("WORKBOOK_RUN_DIR", raising=False)
