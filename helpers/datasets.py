@@ -135,6 +135,21 @@ def gather(
     return tables.read(name_or_path, columns, options)
 
 
+def only(mdata: MuData, modalities: Sequence[str]) -> MuData:
+    """The same samples with some of the modalities, whose matrices are shared and not copied.
+
+    Raises ValueError for an unknown modality. Introduced in notebook 02.
+    """
+    if wrong := [m for m in modalities if m not in mdata.mod]:
+        raise ValueError(f"there is no modality '{wrong[0]}'{closest(wrong[0], mdata.mod)}; there are {few(mdata.mod)}")
+    part = MuData({m: mdata[m] for m in modalities})
+    names = mdata.obs_names[mdata.obs_names.isin(part.obs_names)]
+    part = part if part.obs_names.equals(names) else part[names].copy()
+    part.obs = mdata.obs.loc[names].copy()
+    part.uns.update(mdata.uns)
+    return part
+
+
 def fetch(name: str) -> list[Path]:
     """Download what is missing of the files of a data set or ontology; their paths. Introduced in notebook 01."""
     if name not in _all():

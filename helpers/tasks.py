@@ -14,6 +14,7 @@ from torch import Tensor
 from helpers import annotation, outcomes
 from helpers.batches import Batch, Samples
 from helpers.models import Model
+from helpers.models.stackix import Stack
 
 
 @torch.inference_mode()
@@ -57,6 +58,21 @@ def reconstruct(
         for m, p in model.decode((weight[..., None] * q.mean).sum(0), batch.library).items():
             means.setdefault(m, []).append(p.mean.cpu())
     return {m: torch.cat(parts).numpy() for m, parts in means.items()}
+
+
+@torch.inference_mode()
+def codes(model: Stack, data: Samples | mudata.MuData, split: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of a stack's ground floor [n_obs, n_codes], and what its top makes of them: the published measure of how
+    well Stackix reconstructs, beside `reconstruct`, which goes down to the features. Introduced in notebook 02.
+    """
+    given, found = [], []
+    for batch in passes(model, data, split, 4096):
+        below = model.codes(batch)
+        q, weight = model.top.encode(below)
+        decoded = model.top.decode((weight[..., None] * q.mean).sum(0))
+        given.append(torch.cat([below.x[m] for m in decoded], -1).cpu())
+        found.append(torch.cat([p.mean for p in decoded.values()], -1).cpu())
+    return torch.cat(given).numpy(), torch.cat(found).numpy()
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ SECTIONS = "Question,What you will see,Data,Idea,Model,Train,Results,What we lea
 # imports run downwards in this order; a new module finds its place here
 ORDER = """wording
 project checks simulate sources tables datasets splits features prepare batches layers likelihoods encoders
-priors decoders fusion penalties schedules identifiers ontology models training sweeps tuning metrics
+priors decoders fusion penalties schedules identifiers ontology terms models training sweeps tuning metrics
 robustness attribution controls claims annotation learners outcomes tasks plots term_plots explore
 parameters report kernels run""".split()
 HEAVY = ["scanpy", "umap", "jax", "sklearn", "matplotlib", "papermill", "nbconvert", "ipywidgets", "IPython", "numba"]

@@ -113,6 +113,18 @@ def test_stackix_learns_both_storeys_and_reconstructs_features(two_modalities):
     assert tasks.sample(model, 5)["protein"].shape == (5, 20)
 
 
+def test_codes_are_the_posterior_means_and_what_the_top_makes_of_them(two_modalities):
+    samples = Samples(two_modalities, "cpu")
+    model = models.stackix(samples.n_vars, 2, n_codes={"rna": 4, "protein": 3})
+    values, made = tasks.codes(model, samples, "test")
+    assert values.shape == made.shape == (len(samples.rows("test")), 7)
+    batch = samples[samples.rows("test")]
+    rna = model.ground["rna"].encode(batch)[0].mean[0].detach().numpy()
+    np.testing.assert_allclose(values[:, :4], rna, atol=1e-5)
+    z = torch.from_numpy(tasks.embed(model, samples, "test"))
+    np.testing.assert_allclose(made[:, 4:], model.top.decode(z)["protein"].mean.detach().numpy(), atol=1e-5)
+
+
 def test_the_top_storey_does_not_disturb_the_ground(two_modalities):
     """Gradients of the stack's terms stop at the codes."""
     samples = Samples(two_modalities, "cpu")
