@@ -46,7 +46,9 @@ def share(claim: str, cases: Sequence[bool], what: str) -> dict[str, str]:
     Introduced in notebook 02.
     """
     cases = np.asarray(cases, bool)
-    so = cases.mean() if len(cases) else 0.0
+    if not len(cases):
+        return untested(claim, f"{what}: nothing to compare in this run")
+    so = cases.mean()
     verdict = "holds" if so >= 0.95 else "holds in part" if so > 0.5 else "does not hold here"
     return {"id": claim, "verdict": verdict, "evidence": f"{what}: {cases.sum()} of {len(cases)} cases"}
 

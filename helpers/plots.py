@@ -248,6 +248,21 @@ def ladder(
     return ax
 
 
+def above_random(ax: Axes) -> Axes:
+    """Make the x axis one of standard deviations above random features, compressed beyond ±5.
+
+    A task in which random draws hardly differ gives huge ones. Introduced in notebook 02.
+    """
+    ax.axvline(0, color="k", lw=0.8)
+    ax.set_xscale("symlog", linthresh=5, linscale=1.5)
+    low, high = ax.get_xlim()
+    ticks = [t for t in (-100, -20, -5, 0, 5, 20, 100) if low <= t <= high]
+    ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel="sd above random")
+    return ax
+
+
 def ranks(ax: Axes, table: pd.DataFrame, controls: Sequence = ()) -> Axes:
     """Mean ranks with their intervals, best on top (`outcomes.ranking`). Introduced in notebook 02."""
     for i, (name, row_) in enumerate(table.iterrows()):
@@ -256,4 +271,25 @@ def ranks(ax: Axes, table: pd.DataFrame, controls: Sequence = ()) -> Axes:
         ax.plot(row_["rank"], i, "o", color=colour, ms=4)
     ax.set_yticks(range(len(table)), table.index)
     ax.set(xlabel="mean rank over tasks and learners (1 = best)", ylim=(len(table) - 0.4, -0.6))
+    return ax
+
+
+def key(fig: Figure, ax: Axes, title: str) -> None:
+    """One legend for a row of panels, below them, with what `ax` names. Introduced in notebook 02."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, title=title or None, loc="outside lower center", ncols=min(len(labels), 5))
+
+
+def clouds(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, order: Sequence, controls: Sequence = ()) -> Axes:
+    """Points of `y` against `x`, coloured per value of `by`; controls in grey, each with a mark of its own.
+
+    Introduced in notebook 02.
+    """
+    ours = [name for name in order if name not in controls]
+    colour = dict(zip(ours, PALETTE, strict=False)) | {name: CONTROL for name in controls}
+    mark = dict.fromkeys(ours, "o") | dict(zip((n for n in order if n in controls), "xs^v", strict=False))
+    for name in order:
+        rows = table[table[by] == name]
+        ax.plot(rows[x], rows[y], mark[name], color=colour[name], ms=4, ls="", label=name)
+    ax.set(xlabel=x, ylabel=y)
     return ax

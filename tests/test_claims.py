@@ -50,5 +50,5 @@ def test_share_counts_cases():
     found = claims.share("A9", [True] * 3 + [False], "beats random")
     assert found == {"id": "A9", "verdict": "holds in part", "evidence": "beats random: 3 of 4 cases"}
     assert claims.share("A9", [True, False], "x")["verdict"] == "does not hold here"
-    assert claims.share("A9", [], "x")["verdict"] == "does not hold here"
+    assert claims.share("A9", [], "x")["verdict"] == "cannot be tested"
     assert claims.untested("A14", "no Y genes")["verdict"] == "cannot be tested"
