@@ -248,6 +248,19 @@ def ladder(
     return ax
 
 
+def within(ax: Axes, low: float, high: float, log: bool = False) -> Axes:
+    """Show the whole range low … high on the x axis, with room for marks at its ends. Introduced in notebook 02."""
+    if log:
+        pad = (high / low) ** 0.06
+        ax.set(xscale="log", xlim=(low / pad, high * pad))
+        ax.set_xticks([low, high], [f"{low:g}", f"{high:g}"])
+        ax.minorticks_off()
+    else:
+        pad = 0.06 * (high - low)
+        ax.set(xlim=(low - pad, high + pad), xticks=[low, high])
+    return ax
+
+
 def above_random(ax: Axes) -> Axes:
     """Make the x axis one of standard deviations above random features, compressed beyond ±5.
 
@@ -256,7 +269,7 @@ def above_random(ax: Axes) -> Axes:
     ax.axvline(0, color="k", lw=0.8)
     ax.set_xscale("symlog", linthresh=5, linscale=1.5)
     low, high = ax.get_xlim()
-    ticks = [t for t in (-100, -20, -5, 0, 5, 20, 100) if low <= t <= high]
+    ticks = [t for t in (-100, -20, -5, -2, 0, 2, 5, 20, 100) if low <= t <= high]
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
     ax.set(xlabel="sd above random")

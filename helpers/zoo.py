@@ -89,6 +89,7 @@ class Architecture:
     beta: float | None = None  # weight of its KL; None: it has none
     balanced: bool = False  # whether modalities are weighed by `Input.balance`
     pace: float = 1.0  # share of the common learning rate that its default takes
+    factor: float = 4.0  # default of its recipe, which a search tries first
     takes: Callable[[Input], bool] = lambda given: True
 
     def weights(self, given: Input, annealing: str) -> dict[str, float | Curve]:
@@ -114,7 +115,7 @@ def architectures(betas: Sequence[float]) -> dict[str, Architecture]:
             middle,
             takes=lambda given: given.ontology is not None,
         ),
-        "varix from PCA": Architecture(from_pca, middle, balanced=True, pace=0.1),
+        "varix from PCA": Architecture(from_pca, middle, balanced=True, pace=0.1, factor=16.0),
     }
 
 
@@ -131,6 +132,7 @@ class Contest:
     given: Mapping[str, Input]
     zoo: Mapping[str, Architecture]
     annealing: str
+    lr: float  # learning rate where it is not tuned
     common: Mapping[str, Any]  # settings of `training.fit`: epochs, batch_size, ...
 
     def cells(self, sizes: Sequence[int]) -> list[tuple[str, str, int]]:
@@ -144,13 +146,14 @@ class Contest:
         return self.zoo[kind].make(self.given[name], n, dropout=dropout, **hyper)
 
     def tune(self, cell: tuple[str, str, int], n_trials: int, storage: Path, seed: int) -> tuning.Tuned:
-        """Search a cell's hyperparameters in the published space; one study per cell in one storage."""
+        """Search a cell's hyperparameters in the published space, defaults first; one study per cell in a storage."""
         name, kind, n = cell
+        default = {"lr": self.lr * self.zoo[kind].pace, "weight_decay": 1e-3, "dropout": 0.1}
+        first = default | {"factor": self.zoo[kind].factor}
         options = {"weights": self.zoo[kind].weights(self.given[name], self.annealing), "seed": seed, "progress": False}
         recipe, title = partial(self.build, cell=cell), f"{name}, {kind}, {n}"
-        return tuning.tune(
-            recipe, self.given[name].samples, None, n_trials, storage, name=title, **options, **self.common
-        )
+        options |= {"name": title, "first": first, **self.common}
+        return tuning.tune(recipe, self.given[name].samples, None, n_trials, storage, **options)
 
     def train(self, setting: Mapping[str, Any]) -> dict[str, Any]:
         """Train one setting (`KEYS` and hyperparameters): embedding of all samples and scores on the test split."""
@@ -160,7 +163,8 @@ class Contest:
         model = self.zoo[kind].make(given, setting["n_latent"], **hyper)
         options = {k: v for k, v in setting.items() if k not in (*KEYS, *OF_RECIPE)}
         weights = self.zoo[kind].weights(given, self.annealing)
-        options = {**self.common, "seed": setting["seed"], "progress": False, **options}
+        lr = self.lr * self.zoo[kind].pace
+        options = {**self.common, "lr": lr, "seed": setting["seed"], "progress": False, **options}
         training.fit(model, given.samples, weights=weights, **options)
         x_hat = np.hstack([*tasks.reconstruct(model, given.samples, "test").values()])
         scores = {"R²": given.r2(x_hat), "n_parameters": models.n_parameters(model)}

@@ -17,7 +17,9 @@ def bulk():
 @pytest.fixture(scope="module")
 def contest(bulk):
     given = zoo.inputs(bulk, ["rna", "rna+mutation"], "auto", "cpu")
-    return zoo.Contest(given, zoo.architectures([1.0, 0.01, 0.1]), "logistic-mid", {"epochs": 2, "batch_size": 30})
+    return zoo.Contest(
+        given, zoo.architectures([1.0, 0.01, 0.1]), "logistic-mid", 1e-3, {"epochs": 2, "batch_size": 30}
+    )
 
 
 def test_inputs_share_what_was_prepared(bulk, contest):
@@ -58,7 +60,7 @@ def test_ontix_is_left_out_where_there_are_no_terms(error, monkeypatch):
     mdata = build({"protein": np.random.default_rng(0).normal(size=(40, 6))})
     with pytest.warns(UserWarning, match=f"Ontix is left out for protein: {error}"):
         given = zoo.inputs(mdata, ["protein"], "auto", "cpu")
-    contest = zoo.Contest(given, zoo.architectures([0.1]), "logistic-mid", {})
+    contest = zoo.Contest(given, zoo.architectures([0.1]), "logistic-mid", 1e-3, {})
     assert {kind for _, kind, _ in contest.cells([2])} == {"vanillix", "varix β=0.1", "varix from PCA"}
     if isinstance(error, OSError):
         with pytest.raises(ConnectionError):
@@ -100,9 +102,14 @@ def test_predictions_stand_beside_random_features(bulk, contest, tmp_path):
     assert one["over_random"] == pytest.approx((one["value"] - drawn.mean()) / drawn.std())
 
 
-def test_tuning_names_a_study_per_cell(contest, tmp_path):
-    torch.manual_seed(0)
+def test_tuning_names_a_study_per_cell_and_tries_the_defaults_first(contest, tmp_path):
     found = contest.tune(("rna", "ontix", 2), 1, tmp_path / "studies.db", 0)
-    assert found.name == "rna, ontix, 2" and {"lr", "weight_decay", "dropout", "factor", "n_layers"} == set(
-        found.params
-    )
+    assert found.name == "rna, ontix, 2" and set(found.params) == {
+        "lr",
+        "weight_decay",
+        "dropout",
+        "factor",
+        "n_layers",
+    }
+    first = {"lr": 1e-3, "weight_decay": 1e-3, "dropout": 0.1, "factor": 4.0}
+    assert {k: found.params[k] for k in first} == first
