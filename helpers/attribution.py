@@ -1,16 +1,21 @@
-"""What a latent dimension is made of: which input features drive it, and whether they are the ones of its term."""
+"""What a term is made of and what it tells: features that drive it, what they say without a model, and of whom."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import torch
+from mudata import MuData
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from helpers import robustness
 from helpers.batches import Batch, Samples
 from helpers.models import Model
+from helpers.ontology import Ontology
 from helpers.wording import few
 
 
@@ -85,6 +90,124 @@ def agreement(attribution: ArrayLike, membership: ArrayLike) -> np.ndarray:
     ranks = (rankdata(attribution, axis=1) * member).sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (ranks - n * (n + 1) / 2) / (n * (member.shape[1] - n))
+
+
+# ---------------------------------------------------------------- controls, and what terms tell
+
+
+def first_components(samples: Samples, members: ArrayLike) -> np.ndarray:
+    """The simplest rival of a learned term, the first principal component of its own features: [n_obs, n_terms].
+
+    `members` [n_vars, n_terms], the modalities below each other, for example from `ontology.reach`. Components and
+    centres are fitted on the train split; signs are arbitrary. Raises ValueError for a term without features.
+    Introduced in notebook 03.
+    """
+    members = np.asarray(members) != 0
+    if (n := int((~members.any(0)).sum())) > 0:
+        raise ValueError(f"{n} terms have no feature, and so no component: leave them out")
+    x, train = _side_by_side(samples), samples.rows("train").cpu().numpy()
+    found = []
+    for own in (x[:, column] for column in members.T):
+        centred = own - own[train].mean(0)
+        found.append(centred @ np.linalg.svd(centred[train], full_matrices=False)[2][0])
+    return np.column_stack(found)
+
+
+def shuffled(ontology: Ontology, seed: int = 0) -> Ontology:
+    """The negative control: the same terms, sizes and overlaps over features drawn at random in each modality.
+
+    Introduced in notebook 03.
+    """
+    rng = np.random.default_rng(seed)
+    return replace(ontology, members={m: rng.permutation(mask) for m, mask in ontology.members.items()})
+
+
+def reconstruction(model: Model, samples: Samples, members: ArrayLike, split: str = "test") -> np.ndarray:
+    """Share of the variance of each term's own features that a model reconstructs, 1 - SSE / SST: [n_terms].
+
+    `members` [n_vars, n_terms] as for `first_components`; a column of ones gives the share over all features.
+    NaN for terms whose features do not vary there. Introduced in notebook 03.
+    """
+    members = np.asarray(members, float)
+    x = _side_by_side(samples)[samples.rows(split).cpu().numpy()]
+    with torch.inference_mode():
+        batch = samples[samples.rows(split)]
+        q, weight = model.eval().encode(batch)
+        p = model.decode((weight[..., None] * q.mean).sum(0), batch.library)
+    x_hat = np.hstack([p[m].mean.cpu().numpy() for m in samples.modalities])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 1 - members.T @ ((x - x_hat) ** 2).sum(0) / (members.T @ ((x - x.mean(0)) ** 2).sum(0))
+
+
+def separation(z: ArrayLike, labels: Sequence, within: Sequence | None = None) -> np.ndarray:
+    """AUROC with which each term tells two classes such as the sexes, whatever its sign: [..., n_terms], 0.5 to 1.
+
+    `z` [..., n_obs, n_terms]; samples whose label is missing are left out. With groups `within` [n_obs], such as
+    tissues, only samples of one group are compared: sex may go with tissue, and tissue shows on every term. NaN where
+    no group has both classes. Raises ValueError unless there are two. Introduced in notebook 03.
+    """
+    from scipy.stats import rankdata
+
+    z, labels = np.asarray(z, float), pd.Series(np.asarray(labels, object))
+    if (n := labels.nunique()) != 2 or len(labels) != z.shape[-2]:
+        raise ValueError(f"separation needs labels of two classes, found {n}, for {z.shape[-2]} samples")
+    positive = (labels == labels.dropna().max()).to_numpy()
+    groups = pd.Series(0 if within is None else np.asarray(within, object), labels.index)[labels.notna()]
+    above, pairs = np.zeros((*z.shape[:-2], z.shape[-1])), 0
+    for rows in (groups.index[places].to_numpy() for places in groups.groupby(groups).indices.values()):
+        n = positive[rows].sum()
+        above += (rankdata(z[..., rows, :], axis=-2) * positive[rows, None]).sum(-2) - n * (n + 1) / 2
+        pairs += n * (len(rows) - n)
+    share = above / pairs if pairs else np.full(above.shape, np.nan)
+    return np.maximum(share, 1 - share)
+
+
+def between_classes(z: ArrayLike, labels: Sequence) -> np.ndarray:
+    """Share of each term's variance that lies between classes, [n_terms]; 0 on average by chance, 1 = nothing else.
+
+    `z` [n_obs, n_terms]; samples without a label are left out. Adjusted for the number of classes (Kelley's epsilon
+    squared, PNAS 21 (1935) 554), so that it may fall below 0. NaN for constant terms. Introduced in notebook 03.
+    """
+    table = pd.DataFrame(np.asarray(z, float))
+    labels = pd.Series(np.asarray(labels, object))
+    table, labels = table[labels.notna()], labels.dropna()
+    inside = ((table - table.groupby(labels).transform("mean")) ** 2).sum() / (len(table) - labels.nunique())
+    return (1 - inside / table.var().replace(0, np.nan)).to_numpy()
+
+
+def compare(
+    activities: Mapping[str, ArrayLike], names: Sequence[str], right: ArrayLike, labels: Sequence | None = None
+) -> pd.DataFrame:
+    """Terms of a model and of its controls: a row per kind and term, with robustness, right and classes.
+
+    `activities`: kind -> [n_rep, n_obs, n_terms]; `right`: what the terms should be, [n_obs, n_terms], for
+    `robustness.right_terms`; `labels` [n_obs] for `between_classes`, mean over repetitions, NaN without.
+    Introduced in notebook 03.
+    """
+    rows = []
+    for kind, each in activities.items():
+        found = {
+            "robustness": robustness.robustness(each),
+            "right": robustness.right_terms(each, right),
+            "classes": np.nan,
+        }
+        if labels is not None:
+            found["classes"] = np.mean([between_classes(z, labels) for z in each], 0)
+        rows.append(pd.DataFrame({"kind": kind, "term": list(names), **found}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def planted(mdata: MuData, key: str = "pathways") -> pd.DataFrame:
+    """The known activities of simulated data, samples x terms, from `obsm["truth_pathways"]`; without columns where
+    there are none. Introduced in notebook 03.
+    """
+    names = list(mdata.uns.get("truth", {}).get(key, []))
+    return pd.DataFrame(mdata.obsm[f"truth_{key}"] if names else None, mdata.obs_names, names)
+
+
+def _side_by_side(samples: Samples) -> np.ndarray:
+    """All samples and modalities as one matrix [n_obs, n_vars]."""
+    return torch.cat(list(samples[torch.arange(len(samples))].x.values()), 1).cpu().numpy()
 
 
 def _n_latent(model: Model, batch: Batch) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 
 from helpers.plots import CONTROL, MISSING, PALETTE, WIDTH, colours, plt
@@ -132,12 +133,13 @@ def heat(
     sizes: Mapping | None = None,
     label: str = "mean |r| over repetitions",
     xlabel: str = "",
+    bar: bool = True,
 ) -> Axes:
     """Robustness of terms (rows) at values of a hyperparameter (columns), colours fixed to 0 ... 1.
 
     Rows are ordered by `sizes` (term -> number of features, shown behind the name), the largest on top; without it they
-    stay as they are. Cells carry their value where there are 60 or fewer; NaN is grey. The figure should be about
-    0.18 in high per term. Raises ValueError for values outside 0 ... 1 and terms without a size.
+    stay as they are. Cells carry their value where there are 60 or fewer; NaN is grey; `bar` adds the colour bar. The
+    figure should be about 0.18 in high per term. Raises ValueError for values outside 0 ... 1 and terms without a size.
     Introduced in notebook 03.
     """
     values = table.to_numpy(float)
@@ -161,9 +163,41 @@ def heat(
     ax.set_xlabel(xlabel or str(table.columns.name or ""))
     if table.size <= 60:
         _write_values(ax, table.to_numpy(float))
-    bar = ax.figure.colorbar(image, ax=ax, location="top", ticks=[0, 0.5, 1], aspect=25, pad=0.02)
-    bar.set_label(label, loc="right")
+    if bar:
+        _colour_bar(image, ax, label)
     return ax
+
+
+def _colour_bar(image: AxesImage, ax: Axes | list[Axes], label: str, location: str = "top") -> None:
+    where = {"location": location, "ticks": [0, 0.5, 1], "aspect": 25, "pad": 0.02}
+    place = {"loc": "right"} if location == "top" else {}
+    plt.colorbar(image, ax=ax, **where).set_label(label, **place)
+
+
+def landscape(robust: pd.DataFrame, r2: pd.Series, sizes: Mapping) -> Figure:
+    """Robustness of every term under many settings, below what they do to the model as a whole.
+
+    `robust`: terms x (panel, value), a panel for each hyperparameter, as for `heat`; `r2`: (panel, value) -> R2, drawn
+    above with the median robustness, against the same values. Introduced in notebook 03.
+    """
+    panels = list(dict.fromkeys(name for name, _ in robust.columns))
+    widths = [max(robust[name].shape[1], 3) for name in panels]
+    shape = {"figsize": (2 * WIDTH, 2 + 0.15 * len(robust)), "height_ratios": (1.1, 0.15 * len(robust))}
+    fig, axes = plt.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False, width_ratios=widths, **shape)
+    for i, name in enumerate(panels):
+        heat(axes[1, i], robust[name], sizes, xlabel=name, bar=False)
+        lines = {
+            "median |r|": robust[name].median(),
+            "R²": r2.get(name, pd.Series(dtype=float)).reindex(robust[name].columns),
+        }
+        for (label, values), colour in zip(lines.items(), ("k", PALETTE[4]), strict=True):
+            ordered = pd.api.types.is_numeric_dtype(robust[name].columns)
+            axes[0, i].plot(range(len(values)), values, "o-" if ordered else "o", ms=3, color=colour, label=label)
+        axes[0, i].tick_params(labelbottom=False)
+    axes[0, 0].set_ylim(min(0, r2.min()) - 0.05, 1.05)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    _colour_bar(axes[1, 0].images[0], list(axes[1]), "mean |r|", "right")
+    return fig
 
 
 def _write_values(ax: Axes, values: np.ndarray) -> None:
@@ -308,6 +342,43 @@ def stability(ax: Axes, table: pd.DataFrame, target: float | None = 0.9) -> Axes
     ax.set(xlabel="repetitions in each of two sets", ylabel="Spearman ρ between the sets")
     ax.set_ylim(min(0, table.low.min() - 0.05), 1.03)
     ax.legend(loc="lower right")
+    return ax
+
+
+def top_features(ax: Axes, attribution: ArrayLike, members: ArrayLike, names: Sequence, n: int = 15) -> Axes:
+    """The `n` features with the largest attribution to a term, [n_vars] each; members in colour, others grey.
+
+    The figure should be about 0.16 in high per feature. Introduced in notebook 03.
+    """
+    attribution, members = np.asarray(attribution, float), np.asarray(members, bool)
+    top = np.argsort(-attribution, kind="stable")[:n]
+    ax.barh(range(len(top)), attribution[top], color=[PALETTE[0] if members[i] else CONTROL for i in top], height=0.75)
+    ax.set_yticks(range(len(top)), [short(names[i], 24) for i in top])
+    ax.tick_params(axis="y", length=0)
+    ax.invert_yaxis()
+    ax.set_xlabel("mean |attribution|", loc="right")
+    bars = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (PALETTE[0], CONTROL)]
+    ax.legend(bars, ["of the term", "of other terms"], loc="lower right")
+    return ax
+
+
+def rated(
+    ax: Axes, values: Mapping[str, ArrayLike], names: Sequence, controls: Sequence = (), label: str = "AUC"
+) -> Axes:
+    """One number per term and repetition, values kind -> [n_rep, n_terms]: the means, and dots.
+
+    Kinds that are `controls` are grey. Terms stay in their order. Introduced in notebook 03.
+    """
+    colour, marks = iter(PALETTE), iter("x+^v")
+    for kind, each in values.items():
+        each, grey = np.atleast_2d(np.asarray(each, float)), kind in controls
+        style = {"color": CONTROL if grey else next(colour), "marker": next(marks) if grey else "o"}
+        ax.plot(range(each.shape[1]), each.mean(0), ls="", ms=4, label=kind, zorder=2 - grey, **style)
+        if not grey:
+            ax.plot(np.tile(range(each.shape[1]), len(each)), each.ravel(), ".", ms=2, alpha=0.6, color=style["color"])
+    ax.set_xticks(range(len(names)), shortened(names, 20), rotation=90)
+    ax.set_ylabel(label)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handletextpad=0.1, columnspacing=1)
     return ax
 
 
