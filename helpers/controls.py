@@ -50,19 +50,19 @@ def pca(x_train: np.ndarray, n_latent: int, weight: Sequence[float] | None = Non
     return _control("PCA" if weight is None else "balanced PCA", x_train, (axes * root).T, axes / root)
 
 
-def balance(x_train: Mapping[str, np.ndarray]) -> dict[str, float]:
+def balance(x_train: Mapping[str, np.ndarray], strength: float = 0.5) -> dict[str, float]:
     """Weight per modality, at most 1, that keeps one from ruling the first dimensions of a joint code.
 
-    Each modality's leading eigenvalue (of the covariance of x_train[m], [n_obs, n_vars]) is held down to that of the
-    modality with the largest total variance, as multiple factor analysis does (Escofier and Pagès 1994) without
-    raising the weak ones, whose noise it would raise. Neighbouring genes share their copy number, so that `cnv`
-    repeats one number many times. Use as weights of the terms `nll/<modality>` or of `pca`.
-    Introduced in notebook 02.
+    With `strength` 1 each modality's leading eigenvalue (of the covariance of x_train[m], [n_obs, n_vars]) is held
+    down to that of the modality with the largest total variance, as multiple factor analysis does (Escofier and Pagès
+    1994), but without raising the weak ones, whose noise it would raise too; 0 leaves all as they are, 0.5 goes half
+    the way (on a log scale). Neighbouring genes share their copy number, so that `cnv` repeats one number many times.
+    Use as weights of the terms `nll/<modality>` or of `pca`. Introduced in notebook 02.
     """
     variance = {m: np.var(x, axis=0).sum() for m, x in x_train.items()}
     leading = {m: np.linalg.norm(x - x.mean(0), 2) ** 2 / len(x) for m, x in x_train.items()}
     bar = leading[max(variance, key=variance.get)]
-    return {m: float(min(1.0, bar / value)) if value > 0 else 1.0 for m, value in leading.items()}
+    return {m: float(min(1.0, bar / value) ** strength) if value > 0 else 1.0 for m, value in leading.items()}
 
 
 def random_projection(x_train: np.ndarray, n_latent: int, seed: int = 0) -> LinearControl:

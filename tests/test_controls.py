@@ -94,7 +94,10 @@ def test_balance_holds_down_what_repeats_itself():
     """Fifty copies of one number rule the first component; their weight undoes it, and weak modalities stay."""
     rng = np.random.default_rng(0)
     rna, copies = rng.normal(size=(400, 60)), np.repeat(rng.normal(size=(400, 1)), 50, axis=1)
-    found = controls.balance({"rna": rna, "cnv": copies, "mutation": 0.1 * rng.normal(size=(400, 5)), "none": 0 * rna})
+    given = {"rna": rna, "cnv": copies, "mutation": 0.1 * rng.normal(size=(400, 5)), "none": 0 * rna}
+    found = controls.balance(given, strength=1)
     leading = np.linalg.eigvalsh(np.cov(rna.T, bias=True))[-1]
     assert found["cnv"] == pytest.approx(leading / (50 * copies[:, 0].var()), rel=1e-6) and found["cnv"] < 0.1
     assert found["rna"] == found["mutation"] == found["none"] == 1.0
+    assert controls.balance(given)["cnv"] == pytest.approx(found["cnv"] ** 0.5)
+    assert controls.balance(given, strength=0) == dict.fromkeys(given, 1.0)
