@@ -264,3 +264,38 @@ def test_half_emphasis_is_the_plain_sum(two_modalities):
     batch = samples[torch.arange(50)]
     terms, plain = model.losses(batch), model.model.losses(batch)
     torch.testing.assert_close(terms["nll/rna"], plain["nll/rna"])
+
+
+@pytest.mark.parametrize("penalty", [penalties.kl, penalties.mmd])
+@pytest.mark.parametrize("recipe", ["varix", "stackix", "maskix", "ontix"])
+def test_every_family_takes_both_losses_and_both_penalties(recipe, penalty):
+    """Cross-entropy on unit values beside squared error, and KL or MMD, everywhere."""
+    rng = np.random.default_rng(0)
+    data = {"rna": rng.normal(size=(60, 12)), "methylation": rng.random((60, 10))}
+    mdata = build(data, kinds={"rna": "continuous", "methylation": "unit"})
+    options = {"heads": {"methylation": BernoulliHead}, "penalty": penalty}
+    first = random_ontology(4, {"rna": 12, "methylation": 10}) if recipe == "ontix" else Samples(mdata, "cpu").n_vars
+    model = getattr(models, recipe)(first, **options)
+    history = fit(model, mdata, epochs=2, batch_size=32)
+    groups = {term.split("/")[0] for term in history.term}
+    assert {"nll", penalty.__name__} <= groups and np.isfinite(history.value).all()
+    assert model.likelihoods["methylation"].__name__ == "Bernoulli" and model.likelihoods["rna"].__name__ == "Gaussian"
+
+
+def varix_size(n: int, n_latent: int) -> int:
+    """Parameters of a Varix with two hidden layers, a quarter and a sixteenth of n, by hand."""
+    a = max(n // 4, n_latent)
+    b = max(a // 4, n_latent)
+    encoder = (n * a + a + 2 * a) + (a * b + b + 2 * b) + (b * 2 * n_latent + 2 * n_latent)
+    return encoder + (n_latent * b + b + 2 * b) + (b * a + a + 2 * a) + (a * n + n)
+
+
+def test_paper_scale_parameter_counts():
+    """Notebook 02: 3 × 2,000 features, eight dimensions; a Stackix is three Varix of 250 codes and one on 750."""
+    n_vars = {"rna": 2000, "methylation": 2000, "mutation": 2000}
+    assert models.n_parameters(models.varix(n_vars, 8)) == varix_size(6000, 8)
+    stack = models.stackix(n_vars, 8)
+    assert models.n_parameters(stack) == 3 * varix_size(2000, 250) + varix_size(750, 8) == 7_634_472
+    detectors = 8 * 6000 + 6000
+    assert models.n_parameters(models.maskix(n_vars, 8)) == models.n_parameters(models.vanillix(n_vars, 8)) + detectors
+    assert models.n_parameters(models.disentanglix(n_vars, 8)) == varix_size(6000, 8)

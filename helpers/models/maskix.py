@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from helpers.batches import Batch
 from helpers.encoders import Posterior
 from helpers.layers import linear
-from helpers.models.assembly import Model
-from helpers.models.vae import Head, vanillix
+from helpers.models.assembly import Model, Penalty, flat
+from helpers.models.vae import Head, vanillix, varix
+from helpers.penalties import Latent
 
 
 class Denoiser(nn.Module):
@@ -21,8 +22,8 @@ class Denoiser(nn.Module):
 
     In `losses` each value is swapped with probability `swap` for that of another sample in the batch. Terms:
     `nll/<modality>`, where swapped values weigh `emphasis` and the others 1 − emphasis (times two, so that 0.5
-    leaves the plain sum), and `mask/<modality>`, the binary cross-entropy, in nats per sample, of telling from z
-    which values were swapped. Introduced in notebook 02.
+    leaves the plain sum), `mask/<modality>`, the binary cross-entropy, in nats per sample, of telling from z which
+    values were swapped, and the penalties of the model. Introduced in notebook 02.
     """
 
     latent_names = ()
@@ -46,14 +47,16 @@ class Denoiser(nn.Module):
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Loss terms of a corrupted batch, scalars: nats per sample."""
         swapped, where = corrupt(batch, self.swap, generator)
-        q, _ = self.model.encode(swapped)
-        z, terms = q.sample(generator)[0], {}
+        q, share = self.model.encode(swapped)
+        drawn, terms = q.sample(generator), {}
+        z = drawn[0]
         for m, p in self.model.decode(z, batch.library).items():
             weight = 2 * torch.where(where[m], self.emphasis, 1 - self.emphasis)  # [batch, n_vars]
             terms[f"nll/{m}"] = (-(p.log_prob(batch.x[m]) * weight).sum(-1) * batch.mask[m]).mean()
             guess = F.binary_cross_entropy_with_logits(self.detect[m](z), where[m].to(z.dtype), reduction="none")
             terms[f"mask/{m}"] = (guess.sum(-1) * batch.mask[m]).mean()
-        return terms
+        latent = Latent(q, share, drawn, self.prior, batch, generator)
+        return terms | flat({name: penalty(latent) for name, penalty in self.model.penalties.items()})
 
     @property
     def likelihoods(self) -> dict[str, type[Distribution]]:
@@ -81,10 +84,13 @@ def maskix(
     heads: Mapping[str, Head] | None = None,
     swap: float = 0.2,
     emphasis: float = 0.75,
+    penalty: Penalty | None = None,
 ) -> Denoiser:
-    """Vanillix as a masked, denoising autoencoder; weights of the terms as in `Denoiser`.
+    """Vanillix, or with a `penalty` Varix, as a masked, denoising autoencoder; weights of the terms as in `Denoiser`.
 
     After AUTOENCODIX's package and its source (doi 10.1093/bioinformatics/btae020), with our dense blocks instead of
     layer norm and Mish, and a decoder that reads z alone, not z beside the guessed mask. Introduced in notebook 02.
     """
-    return Denoiser(vanillix(n_vars, n_latent, n_layers, factor, dropout, heads), n_vars, swap, emphasis)
+    shape = (n_vars, n_latent, n_layers, factor, dropout, heads)
+    model = varix(*shape, penalty) if penalty else vanillix(*shape)
+    return Denoiser(model, n_vars, swap, emphasis)
