@@ -72,6 +72,11 @@ def attributions(
     return {m: total / max(counts[m], 1) for m, total in sums.items()}
 
 
+def drivers(model: Model, samples: Samples, split: str = "test", steps: int = 8) -> np.ndarray:
+    """`attributions` on a split with the modalities side by side: [n_terms, n_vars]. Introduced in notebook 03."""
+    return np.hstack(list(attributions(model, samples, samples.rows(split), steps=steps).values()))
+
+
 def agreement(attribution: ArrayLike, membership: ArrayLike) -> np.ndarray:
     """Do the features that drive a term belong to it? AUROC of membership by attribution, per term: [n_terms].
 
@@ -130,10 +135,9 @@ def reconstruction(model: Model, samples: Samples, members: ArrayLike, split: st
     """
     members = np.asarray(members, float)
     x = _side_by_side(samples)[samples.rows(split).cpu().numpy()]
+    batch = samples[samples.rows(split)]
     with torch.inference_mode():
-        batch = samples[samples.rows(split)]
-        q, weight = model.eval().encode(batch)
-        p = model.decode((weight[..., None] * q.mean).sum(0), batch.library)
+        p = model.decode(_code(model, batch), batch.library)
     x_hat = np.hstack([p[m].mean.cpu().numpy() for m in samples.modalities])
     with np.errstate(invalid="ignore", divide="ignore"):
         return 1 - members.T @ ((x - x_hat) ** 2).sum(0) / (members.T @ ((x - x.mean(0)) ** 2).sum(0))
@@ -175,10 +179,21 @@ def between_classes(z: ArrayLike, labels: Sequence) -> np.ndarray:
     return (1 - inside / table.var().replace(0, np.nan)).to_numpy()
 
 
+def class_means_follow(z: ArrayLike, should: ArrayLike, labels: Sequence) -> np.ndarray:
+    """Pearson's r over classes between the class means of each term and what they should be: [n_terms].
+
+    `z`, `should` [n_obs, n_terms] with the same signs; samples without a label are left out. Empty for fewer than
+    three classes. Introduced in notebook 03.
+    """
+    labels = np.asarray(labels, object)
+    ours, theirs = (pd.DataFrame(np.asarray(each, float)).groupby(labels).mean() for each in (z, should))
+    return ours.corrwith(theirs).to_numpy() if len(ours) > 2 else np.empty(0)
+
+
 def compare(
     activities: Mapping[str, ArrayLike], names: Sequence[str], right: ArrayLike, labels: Sequence | None = None
 ) -> pd.DataFrame:
-    """Terms of a model and of its controls: a row per kind and term, with robustness, right and classes.
+    """Terms of a model and of its controls: a row per kind and term, with robustness, right, between classes.
 
     `activities`: kind -> [n_rep, n_obs, n_terms]; `right`: what the terms should be, [n_obs, n_terms], for
     `robustness.right_terms`; `labels` [n_obs] for `between_classes`, mean over repetitions, NaN without.
@@ -189,20 +204,39 @@ def compare(
         found = {
             "robustness": robustness.robustness(each),
             "right": robustness.right_terms(each, right),
-            "classes": np.nan,
+            "between classes": np.nan,
         }
         if labels is not None:
-            found["classes"] = np.mean([between_classes(z, labels) for z in each], 0)
+            found["between classes"] = np.mean([between_classes(z, labels) for z in each], 0)
         rows.append(pd.DataFrame({"kind": kind, "term": list(names), **found}))
     return pd.concat(rows, ignore_index=True)
 
 
-def planted(mdata: MuData, key: str = "pathways") -> pd.DataFrame:
-    """The known activities of simulated data, samples x terms, from `obsm["truth_pathways"]`; without columns where
-    there are none. Introduced in notebook 03.
+def yardstick(mdata: MuData, names: Sequence[str], components: ArrayLike) -> pd.DataFrame:
+    """What terms should be: their planted activities where the data are simulated, else consensus first components.
+
+    Samples x terms; `.attrs["what"]` says which. `components` [n_rep, n_obs, n_terms]: `first_components` of some
+    repetitions. Introduced in notebook 03.
     """
-    names = list(mdata.uns.get("truth", {}).get(key, []))
-    return pd.DataFrame(mdata.obsm[f"truth_{key}"] if names else None, mdata.obs_names, names)
+    planted = list(mdata.uns.get("truth", {}).get("pathways", []))
+    known = set(names) <= set(planted)
+    z = np.nan_to_num(robustness.align(components).mean(0))
+    z = mdata.obsm["truth_pathways"][:, [planted.index(name) for name in names]] if known else z
+    found = pd.DataFrame(z, mdata.obs_names, list(names))
+    found.attrs["what"] = "planted activity" if known else "first component"
+    return found
+
+
+def outcome(model: Model, samples: Samples, members: ArrayLike) -> dict[str, np.ndarray | float]:
+    """What a sweep over Ontix keeps of a model: z [n_obs, n_terms] of all samples, and on the test split R² of terms
+    [n_terms] and R² over all features. `members` as for `first_components`. Introduced in notebook 03.
+    """
+    share = reconstruction(model, samples, np.column_stack([members, np.ones(len(members))]))
+    return {
+        "z": _code(model, samples[torch.arange(len(samples))]).cpu().numpy(),
+        "R² of terms": share[:-1],
+        "R²": float(share[-1]),
+    }
 
 
 def _side_by_side(samples: Samples) -> np.ndarray:
@@ -210,9 +244,15 @@ def _side_by_side(samples: Samples) -> np.ndarray:
     return torch.cat(list(samples[torch.arange(len(samples))].x.values()), 1).cpu().numpy()
 
 
+@torch.inference_mode()
+def _code(model: Model, batch: Batch) -> Tensor:
+    """Posterior means [batch, n_latent]."""
+    q, weight = model.eval().encode(batch)
+    return (weight[..., None] * q.mean).sum(0)
+
+
 def _n_latent(model: Model, batch: Batch) -> int:
-    with torch.no_grad():
-        return model.encode(batch)[0].mean.shape[-1]
+    return _code(model, batch).shape[-1]
 
 
 def _from_tensors(model: Model, batch: Batch) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:

@@ -8,8 +8,8 @@ Introduced in notebook 03.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,31 @@ from numpy.typing import ArrayLike
 from helpers.wording import few
 
 FLAT = 1e-6  # spread relative to size below which float32 activities count as constant
+
+# ---------------------------------------------------------------- what to train
+
+
+def plan(
+    base: Mapping[str, Any],
+    grid: Mapping[str, Sequence],
+    beside: Mapping[str, Mapping[str, Mapping]],
+    n: int,
+    n_of: Mapping[str, int] | None = None,
+) -> list[dict[str, Any]]:
+    """Repetitions of a baseline with one hyperparameter changed at a time: panel, value, repetition, and the settings.
+
+    `grid`: hyperparameter, which is also the panel, -> values; `beside`: further panels, name -> {value: changes to
+    `base`}. Each gets `n` repetitions, or as many as `n_of` says for its value. The baseline may occur in several
+    panels: drop duplicates before training. Introduced in notebook 03.
+    """
+    panels = {key: {v: {key: v} for v in values} for key, values in grid.items()} | beside
+    return [
+        {"panel": panel, "value": value, "repetition": i, **base, **change}
+        for panel, changes in panels.items()
+        for value, change in changes.items()
+        for i in range((n_of or {}).get(value, n))
+    ]
+
 
 # ---------------------------------------------------------------- agreement of repetitions
 

@@ -155,7 +155,7 @@ def heat(
     cmap = plt.get_cmap("viridis").with_extremes(bad=MISSING)
     image = ax.imshow(np.ma.masked_invalid(table), aspect="auto", cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
     columns = [_as_text(column) for column in table.columns]
-    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, columns)) > 14 else {}
+    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, columns)) > 12 else {}
     ax.set_xticks(range(len(columns)), columns, **slant)
     ax.set_yticks(range(len(table)), names)
     ax.tick_params(length=0)
@@ -191,7 +191,7 @@ def landscape(robust: pd.DataFrame, r2: pd.Series, sizes: Mapping) -> Figure:
             "R²": r2.get(name, pd.Series(dtype=float)).reindex(robust[name].columns),
         }
         for (label, values), colour in zip(lines.items(), ("k", PALETTE[4]), strict=True):
-            ordered = pd.api.types.is_numeric_dtype(robust[name].columns)
+            ordered = all(isinstance(value, int | float) for value in robust[name].columns)
             axes[0, i].plot(range(len(values)), values, "o-" if ordered else "o", ms=3, color=colour, label=label)
         axes[0, i].tick_params(labelbottom=False)
     axes[0, 0].set_ylim(min(0, r2.min()) - 0.05, 1.05)
@@ -245,7 +245,7 @@ def against(
         ax.set_xscale("log")
     ax.margins(x=0.12, y=0.12)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.set_title(f"Spearman ρ = {rho.statistic:.2f} (p = {rho.pvalue:.2g}, {known.sum()} terms)")
+    ax.set_title(f"Spearman ρ = {rho.statistic:.2f}, p = {rho.pvalue:.2g}")
     x, y, brief = x[known], y[known], np.asarray(shortened(names), dtype=object)[known]
     by_y, by_x = np.argsort(y, kind="stable"), np.argsort(x, kind="stable")
     wanted = zip(by_y[::-1][:n_named], by_y[:n_named], by_x[::-1][:n_named], strict=True)  # best, worst, largest
@@ -345,7 +345,7 @@ def stability(ax: Axes, table: pd.DataFrame, target: float | None = 0.9) -> Axes
     return ax
 
 
-def top_features(ax: Axes, attribution: ArrayLike, members: ArrayLike, names: Sequence, n: int = 15) -> Axes:
+def top_features(ax: Axes, attribution: ArrayLike, members: ArrayLike, names: Sequence, n: int = 12) -> Axes:
     """The `n` features with the largest attribution to a term, [n_vars] each; members in colour, others grey.
 
     The figure should be about 0.16 in high per feature. Introduced in notebook 03.
@@ -358,7 +358,8 @@ def top_features(ax: Axes, attribution: ArrayLike, members: ArrayLike, names: Se
     ax.invert_yaxis()
     ax.set_xlabel("mean |attribution|", loc="right")
     bars = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (PALETTE[0], CONTROL)]
-    ax.legend(bars, ["of the term", "of other terms"], loc="lower right")
+    ax.legend(bars, ["of the term", "others"], loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+    ax.locator_params(axis="x", nbins=3)
     return ax
 
 
@@ -376,7 +377,7 @@ def rated(
         ax.plot(range(each.shape[1]), each.mean(0), ls="", ms=4, label=kind, zorder=2 - grey, **style)
         if not grey:
             ax.plot(np.tile(range(each.shape[1]), len(each)), each.ravel(), ".", ms=2, alpha=0.6, color=style["color"])
-    ax.set_xticks(range(len(names)), shortened(names, 20), rotation=90)
+    ax.set_xticks(range(len(names)), shortened(names, 20), rotation=90, fontsize=6 if len(names) > 16 else None)
     ax.set_ylabel(label)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handletextpad=0.1, columnspacing=1)
     return ax

@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import build
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from helpers import attribution, models
+from helpers import attribution, datasets, models, robustness, tasks
 from helpers.batches import Samples
+from helpers.ontology import Ontology
 from helpers.training import fit
 
 
@@ -150,3 +152,135 @@ def test_errors(two_modalities):
         attribution.attributions(linear(samples.n_vars), samples, torch.arange(3), baseline={"rnaa": np.zeros(3)})
     with pytest.raises(ValueError, match=r"attribution has shape \(2, 3\) and membership \(2, 4\)"):
         attribution.agreement(np.ones((2, 3)), np.ones((2, 4)))
+
+
+# --- controls, and what terms tell ---------------------------------------------------------------------------------
+
+
+def side_by_side(samples):
+    return torch.cat(list(samples[torch.arange(len(samples))].x.values()), 1).numpy()
+
+
+def test_first_components_are_those_of_pca_on_train(two_modalities):
+    from sklearn.decomposition import PCA
+
+    samples = Samples(two_modalities, "cpu")
+    x, train = side_by_side(samples), samples.rows("train").numpy()
+    members = np.zeros((x.shape[1], 2), bool)
+    members[:5, 0] = members[3:9, 1] = True
+    found = attribution.first_components(samples, members)
+    for j in range(2):
+        own = x[:, members[:, j]]
+        expected = PCA(1).fit(own[train]).transform(own)[:, 0]
+        assert np.abs(np.corrcoef(found[:, j], expected)[0, 1]) > 1 - 1e-6
+        np.testing.assert_allclose(np.abs(found[:, j]), np.abs(expected), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="1 terms have no feature"):
+        attribution.first_components(samples, np.column_stack([members, np.zeros(len(members))]))
+
+
+def test_a_shuffled_ontology_keeps_sizes_and_overlaps_and_changes_members():
+    rng = np.random.default_rng(0)
+    members = {"rna": rng.random((40, 3)) < 0.4, "protein": rng.random((20, 3)) < 0.5}
+    features = {m: tuple(f"{m}{i}" for i in range(len(mask))) for m, mask in members.items()}
+    onto = Ontology("toy", (("a", "b", "c"),), (), features, members, pd.DataFrame())
+    mixed = attribution.shuffled(onto, seed=1)
+    for m, mask in members.items():
+        np.testing.assert_array_equal(mixed.members[m].T.astype(int) @ mixed.members[m], mask.T.astype(int) @ mask)
+        assert (mixed.members[m] != mask).any()
+        np.testing.assert_array_equal(attribution.shuffled(onto, seed=1).members[m], mixed.members[m])
+    assert mixed.terms == onto.terms and (mixed.sizes() == onto.sizes()).all()
+
+
+def test_reconstruction_is_the_share_of_variance_of_the_members(two_modalities):
+    samples = Samples(two_modalities, "cpu")
+    model = linear(samples.n_vars)
+    x = side_by_side(samples)
+    members = np.random.default_rng(0).random((x.shape[1], 3)) < 0.5
+    found = attribution.outcome(model, samples, members)
+    rows = samples.rows("test").numpy()
+    x, x_hat = x[rows], np.hstack(list(tasks.reconstruct(model, samples, "test").values()))
+    for j in range(3):
+        own = members[:, j]
+        sse, sst = ((x - x_hat)[:, own] ** 2).sum(), ((x - x.mean(0))[:, own] ** 2).sum()
+        assert np.isclose(found["R² of terms"][j], 1 - sse / sst, rtol=1e-4)
+    assert np.isclose(found["R²"], 1 - ((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum(), rtol=1e-4)
+    np.testing.assert_allclose(found["z"], tasks.embed(model, samples), rtol=1e-5, atol=1e-6)
+
+
+def test_drivers_are_attributions_side_by_side(two_modalities):
+    samples = Samples(two_modalities, "cpu")
+    model = linear(samples.n_vars)
+    parts = attribution.attributions(model, samples, samples.rows("test"), steps=3)
+    found = attribution.drivers(model, samples, steps=3)
+    np.testing.assert_allclose(found, np.hstack(list(parts.values())), rtol=1e-6)
+
+
+def test_separation_is_the_auroc_whatever_the_sign():
+    rng = np.random.default_rng(0)
+    z, sex = rng.normal(size=(60, 2)), rng.choice(["f", "m"], 60).astype(object)
+    z[:, 0] += sex == "f"
+    auc = [roc_auc_score(sex == "m", z[:, j]) for j in range(2)]
+    np.testing.assert_allclose(attribution.separation(z, sex), [max(a, 1 - a) for a in auc])
+    np.testing.assert_allclose(attribution.separation(np.stack([z, -3 * z]), sex)[1], attribution.separation(z, sex))
+    some = sex.copy()
+    some[:10] = None
+    np.testing.assert_allclose(attribution.separation(z, some), attribution.separation(z[10:], sex[10:]))
+
+
+def test_separation_within_groups_sees_through_a_group_that_goes_with_the_class():
+    rng = np.random.default_rng(0)
+    tissue = np.repeat([0, 1], 500)
+    sex = np.where(rng.random(1000) < np.where(tissue == 1, 0.9, 0.1), "f", "m")
+    z = tissue[:, None] * 3 + rng.normal(size=(1000, 1))  # knows the tissue and nothing of the sex
+    assert attribution.separation(z, sex)[0] > 0.85
+    assert attribution.separation(z, sex, tissue)[0] < 0.56
+    assert np.isnan(attribution.separation(z, sex, sex)).all()
+    with pytest.raises(ValueError, match="two classes, found 1"):
+        attribution.separation(z, ["f"] * 1000)
+
+
+def test_variance_between_classes_is_that_of_an_analysis_of_variance():
+    rng = np.random.default_rng(0)
+    labels = rng.choice(["a", "b", "c"], 90).astype(object)
+    z = rng.normal(size=(90, 2)) + np.array([(labels == "a") * 2.0, np.zeros(90)]).T
+    f = stats.f_oneway(*(z[labels == name, 0] for name in "abc")).statistic
+    epsilon = 2 * (f - 1) / (2 * f + 87)  # Kelley 1935, from F with 2 and 87 degrees of freedom
+    assert np.isclose(attribution.between_classes(z, labels)[0], epsilon)
+    labels[:5] = None
+    np.testing.assert_allclose(attribution.between_classes(z, labels), attribution.between_classes(z[5:], labels[5:]))
+    many = [attribution.between_classes(rng.normal(size=(30, 1)), rng.choice([*"abcde"], 30))[0] for _ in range(400)]
+    assert abs(np.mean(many)) < 0.02
+    assert np.isnan(attribution.between_classes(np.ones((9, 1)), [*"abcabcabc"])).all()
+
+
+def test_class_means_follow_what_they_should():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([*"abcd"], 50)
+    should = rng.normal(size=(4, 2)).repeat(50, 0) + rng.normal(size=(200, 2))
+    z = np.column_stack([5 * should[:, 0] + 1, -should[:, 1]])
+    np.testing.assert_allclose(attribution.class_means_follow(z, should, labels), [1, -1])
+    assert attribution.class_means_follow(z, should, ["a"] * 100 + ["b"] * 100).size == 0
+
+
+def test_kinds_are_compared_term_by_term():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(80, 3))
+    kinds = {"good": truth + 0.1 * rng.normal(size=(4, 80, 3)), "noise": rng.normal(size=(4, 80, 3))}
+    found = attribution.compare(kinds, ["x", "y", "z"], truth, truth[:, 0] > 0)
+    assert list(found.kind) == ["good"] * 3 + ["noise"] * 3 and list(found.term[:3]) == ["x", "y", "z"]
+    np.testing.assert_allclose(found.robustness[:3], robustness.robustness(kinds["good"]))
+    np.testing.assert_allclose(found.right[3:], robustness.right_terms(kinds["noise"], truth))
+    assert found["between classes"][0] > 0.5 > 0.1 > found["between classes"][1:].max()
+    assert attribution.compare(kinds, ["x", "y", "z"], truth)["between classes"].isna().all()
+
+
+def test_the_yardstick_is_planted_where_something_was():
+    data = datasets.load("sim-bulk")
+    names = list(data.uns["truth"]["pathways"])[2:5]
+    components = np.random.default_rng(0).normal(size=(3, data.n_obs, 3))
+    known = attribution.yardstick(data, names, components)
+    np.testing.assert_array_equal(known, data.obsm["truth_pathways"][:, 2:5])
+    assert known.attrs["what"] == "planted activity" and list(known.columns) == names
+    other = attribution.yardstick(data, ["chr1", "chr2", "chr3"], components)
+    np.testing.assert_allclose(other, robustness.align(components).mean(0))
+    assert other.attrs["what"] == "first component"

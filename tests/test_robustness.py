@@ -22,6 +22,20 @@ def repeated(shared, n_rep=10, n_obs=400, seed=0, flip=True):
     return scale * sign * z + rng.normal(size=scale.shape), truth
 
 
+# --- what to train ----------------------------------------------------------------------------------------------
+
+
+def test_a_plan_changes_one_hyperparameter_at_a_time():
+    base, grid = {"lr": 0.1, "beta": 1.0}, {"lr": [0.1, 0.2], "beta": [1.0, 3.0]}
+    found = pd.DataFrame(
+        robustness.plan(base, grid, {"beside": {"same": {}, "both": {"lr": 9, "beta": 9}}}, 2, {"same": 4})
+    )
+    assert list(found.groupby(["panel", "value"], sort=False).size()) == [2, 2, 2, 2, 4, 2]
+    assert list(found[found.value == 0.2].lr) == [0.2, 0.2] and list(found[found.value == 3.0].lr) == [0.1, 0.1]
+    assert list(found[found.value == "same"].repetition) == [0, 1, 2, 3]
+    assert len(found.drop(columns=["panel", "value"]).drop_duplicates()) == 4 + 2 + 2 + 2  # the baseline once
+
+
 # --- agreement of repetitions --------------------------------------------------------------------------------------
 
 

@@ -167,7 +167,7 @@ def test_against_tells_spearman_and_names_extremes_that_do_not_overlap():
     term_plots.against(ax, x, y, names, error=(y - 0.1, y + 0.1))
     known = np.isfinite(y)
     rho = stats.spearmanr(x[known], y[known])
-    assert ax.get_title() == f"Spearman ρ = {rho.statistic:.2f} (p = {rho.pvalue:.2g}, 39 terms)"
+    assert ax.get_title() == f"Spearman ρ = {rho.statistic:.2f}, p = {rho.pvalue:.2g}"
     assert ax.get_xscale() == "log" and len(ax.lines[0].get_xdata()) == 39
     brief = term_plots.shortened(names)
     assert {t.get_text() for t in ax.texts} <= set(brief) and 3 <= len(ax.texts) <= 9
@@ -232,3 +232,50 @@ def test_stability_draws_one_line_per_ranking_and_its_band():
     assert len(ax.collections) == 2 and set(ax.lines[-1].get_ydata()) == {0.8}
     assert_whole(fig)
     term_plots.stability(plt.subplots()[1], table, target=None)
+
+
+# --- many settings, controls, drivers ------------------------------------------------------------------------------
+
+
+def test_a_landscape_has_a_panel_per_hyperparameter_and_the_median_above():
+    rng = np.random.default_rng(0)
+    columns = pd.MultiIndex.from_tuples(
+        [("lr", 1e-5), ("lr", 0.1), ("for comparison", "Ontix"), ("for comparison", "x")]
+    )
+    robust = pd.DataFrame(rng.random((6, 4)), LONG, columns)
+    r2 = pd.Series([-0.1, 0.5, 0.5], columns[:3])  # a control may have none
+    fig = term_plots.landscape(robust, r2, dict(zip(LONG, range(6, 0, -1), strict=True)))
+    above, below = fig.axes[:2], fig.axes[2:4]
+    np.testing.assert_allclose(above[0].lines[0].get_ydata(), robust["lr"].median())
+    np.testing.assert_allclose(above[1].lines[1].get_ydata(), [0.5, np.nan])
+    np.testing.assert_allclose(below[1].images[0].get_array(), robust["for comparison"])
+    assert [ax.get_xlabel() for ax in below] == ["lr", "for comparison"]
+    assert above[0].lines[0].get_linestyle() == "-" and above[1].lines[0].get_linestyle() == "None"
+    assert_whole(fig)
+
+
+def test_rated_terms_show_means_repetitions_and_grey_controls():
+    values = {"ours": np.array([[0.6, 0.9], [0.8, 0.9]]), "chance": np.array([[0.5, 0.5]])}
+    fig, ax = plt.subplots()
+    term_plots.rated(ax, values, ["chr1", "chrX"], ["chance"])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.7, 0.9])
+    np.testing.assert_allclose(np.sort(ax.lines[1].get_ydata()), [0.6, 0.8, 0.9, 0.9])
+    assert ax.lines[2].get_color() == plots.CONTROL and ax.lines[0].get_color() == plots.PALETTE[0]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["chr1", "chrX"]
+    assert_whole(fig)
+
+
+def test_top_features_are_the_largest_and_members_are_coloured():
+    fig, ax = term_plots.tall(3)
+    term_plots.top_features(ax, [0.1, 0.9, 0.5, 0.2], [True, True, False, False], ["a", "b", "c", "d"], n=3)
+    assert labels(ax) == ["b", "c", "d"]
+    assert [bar.get_width() for bar in ax.patches] == [0.9, 0.5, 0.2]
+    colours = [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in ax.patches]
+    assert colours[0] == plots.PALETTE[0].lower() and len(set(colours[1:])) == 1 and colours[1] != colours[0]
+    assert_whole(fig)
+
+
+def test_heat_without_a_bar_has_one_axes():
+    fig, ax = plt.subplots()
+    term_plots.heat(ax, pd.DataFrame([[0.5, 1.0]], ["x"]), bar=False)
+    assert len(fig.axes) == 1
