@@ -37,6 +37,7 @@ bench: $(READY) peers
 	@PYTHONPATH=. $(PY) benchmarks/loop.py $(ARGS)
 	@PYTHONPATH=. $(PY) benchmarks/memory.py
 	@PYTHONPATH=. $(PY) benchmarks/imports.py
+	@PYTHONPATH=. $(PY) benchmarks/sweep.py
 
 lint: $(READY)
 	@$(PY) -m ruff check $(CODE)

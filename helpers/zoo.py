@@ -89,7 +89,8 @@ class Architecture:
     beta: float | None = None  # weight of its KL; None: it has none
     balanced: bool = False  # whether modalities are weighed by `Input.balance`
     pace: float = 1.0  # share of the common learning rate that its default takes
-    factor: float = 4.0  # default of its recipe, which a search tries first
+    factor: float = 4.0  # defaults of its recipe, which a search tries first
+    n_layers: int = 2
     takes: Callable[[Input], bool] = lambda given: True
 
     def weights(self, given: Input, annealing: str) -> dict[str, float | Curve]:
@@ -115,7 +116,7 @@ def architectures(betas: Sequence[float]) -> dict[str, Architecture]:
             middle,
             takes=lambda given: given.ontology is not None,
         ),
-        "varix from PCA": Architecture(from_pca, middle, balanced=True, pace=0.1, factor=16.0),
+        "varix from PCA": Architecture(from_pca, middle, balanced=True, pace=0.1, factor=16.0, n_layers=1),
     }
 
 
@@ -146,14 +147,19 @@ class Contest:
         return self.zoo[kind].make(self.given[name], n, dropout=dropout, **hyper)
 
     def tune(self, cell: tuple[str, str, int], n_trials: int, storage: Path, seed: int) -> tuning.Tuned:
-        """Search a cell's hyperparameters in the published space, defaults first; one study per cell in a storage."""
+        """Search a cell's hyperparameters in the published space, defaults first; one study per cell in a storage.
+
+        Layers are searched from the recipe's default upwards: the published 2 to 4, and 1 to 3 from PCA.
+        """
         name, kind, n = cell
-        default = {"lr": self.lr * self.zoo[kind].pace, "weight_decay": 1e-3, "dropout": 0.1}
-        first = default | {"factor": self.zoo[kind].factor}
+        what = self.zoo[kind]
+        first = {"lr": self.lr * what.pace, "weight_decay": 1e-3, "dropout": 0.1}
+        first |= {"factor": what.factor, "n_layers": what.n_layers}
+        space = tuning.SPACE | {"n_layers": ("int", what.n_layers, what.n_layers + 2)}
         options = {"weights": self.zoo[kind].weights(self.given[name], self.annealing), "seed": seed, "progress": False}
         recipe, title = partial(self.build, cell=cell), f"{name}, {kind}, {n}"
         options |= {"name": title, "first": first, **self.common}
-        return tuning.tune(recipe, self.given[name].samples, None, n_trials, storage, **options)
+        return tuning.tune(recipe, self.given[name].samples, space, n_trials, storage, **options)
 
     def train(self, setting: Mapping[str, Any]) -> dict[str, Any]:
         """Train one setting (`KEYS` and hyperparameters): embedding of all samples and scores on the test split."""

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from conftest import build
 
 from helpers import datasets, metrics, prepare, sweeps, tasks, zoo
@@ -111,5 +110,5 @@ def test_tuning_names_a_study_per_cell_and_tries_the_defaults_first(contest, tmp
         "factor",
         "n_layers",
     }
-    first = {"lr": 1e-3, "weight_decay": 1e-3, "dropout": 0.1, "factor": 4.0}
-    assert {k: found.params[k] for k in first} == first
+    assert found.params == {"lr": 1e-3, "weight_decay": 1e-3, "dropout": 0.1, "factor": 4.0, "n_layers": 2}
+    assert contest.tune(("rna", "varix from PCA", 2), 1, tmp_path / "studies.db", 0).params["n_layers"] == 1
