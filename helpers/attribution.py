@@ -97,13 +97,22 @@ def agreement(attribution: ArrayLike, membership: ArrayLike) -> np.ndarray:
         return (ranks - n * (n + 1) / 2) / (n * (member.shape[1] - n))
 
 
+def explained(drivers: Mapping[str, ArrayLike], members: Mapping[str, ArrayLike]) -> pd.DataFrame:
+    """`agreement` of several kinds of models, each with members of its own: a row per term, kind, AUC of attribution.
+
+    `drivers`: kind -> [n_terms, n_vars]; `members`: kind -> [n_vars, n_terms]. Introduced in notebook 03.
+    """
+    found = {kind: agreement(each, np.asarray(members[kind]).T) for kind, each in drivers.items()}
+    return pd.DataFrame(found).melt(var_name="kind", value_name="AUC of attribution")
+
+
 # ---------------------------------------------------------------- controls, and what terms tell
 
 
 def first_components(samples: Samples, members: ArrayLike) -> np.ndarray:
     """The simplest rival of a learned term, the first principal component of its own features: [n_obs, n_terms].
 
-    `members` [n_vars, n_terms], the modalities below each other, for example from `ontology.reach`. Components and
+    `members` [n_vars, n_terms], the modalities below each other, as `stacked` gives them. Components and
     centres are fitted on the train split; signs are arbitrary. Raises ValueError for a term without features.
     Introduced in notebook 03.
     """
@@ -116,6 +125,14 @@ def first_components(samples: Samples, members: ArrayLike) -> np.ndarray:
         centred = own - own[train].mean(0)
         found.append(centred @ np.linalg.svd(centred[train], full_matrices=False)[2][0])
     return np.column_stack(found)
+
+
+def stacked(ontology: Ontology) -> np.ndarray:
+    """Which features the latent terms reach, the modalities below each other: bool [n_vars, n_terms].
+
+    Introduced in notebook 03.
+    """
+    return np.vstack([ontology.reach(m) for m in ontology.features])
 
 
 def shuffled(ontology: Ontology, seed: int = 0) -> Ontology:

@@ -220,7 +220,7 @@ def against(
     n_named: int = 3,
     error: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Axes:
-    """Scatter of terms, e.g. robustness against size, with Spearman's rho and its p value in the title.
+    """Scatter of terms, e.g. robustness against size, with Spearman's rho and its p value in the title where both vary.
 
     The `n_named` highest, the `n_named` lowest and the `n_named` largest in `x` carry their names, unless a name would
     lie over another. `x` is logarithmic where it is positive and spans a factor of 30 or more. `error` = (low, high)
@@ -237,7 +237,6 @@ def against(
     known = np.isfinite(x) & np.isfinite(y)
     if known.sum() < 3:
         raise ValueError(f"against: only {known.sum()} terms have both numbers; a rank correlation needs three")
-    rho = spearmanr(x[known], y[known])
     if error is not None:
         ax.vlines(x[known], *(np.asarray(e, float)[known] for e in error), color="0.8", lw=1, zorder=0)
     ax.plot(x[known], y[known], "o", ms=3.5, color=PALETTE[0], mew=0, alpha=0.8)
@@ -245,7 +244,9 @@ def against(
         ax.set_xscale("log")
     ax.margins(x=0.12, y=0.12)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.set_title(f"Spearman ρ = {rho.statistic:.2f}, p = {rho.pvalue:.2g}")
+    if np.ptp(x[known]) > 0 and np.ptp(y[known]) > 0:
+        rho = spearmanr(x[known], y[known])
+        ax.set_title(f"Spearman ρ = {rho.statistic:.2f}, p = {rho.pvalue:.2g}")
     x, y, brief = x[known], y[known], np.asarray(shortened(names), dtype=object)[known]
     by_y, by_x = np.argsort(y, kind="stable"), np.argsort(x, kind="stable")
     wanted = zip(by_y[::-1][:n_named], by_y[:n_named], by_x[::-1][:n_named], strict=True)  # best, worst, largest

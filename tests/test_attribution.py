@@ -189,6 +189,16 @@ def test_a_shuffled_ontology_keeps_sizes_and_overlaps_and_changes_members():
         assert (mixed.members[m] != mask).any()
         np.testing.assert_array_equal(attribution.shuffled(onto, seed=1).members[m], mixed.members[m])
     assert mixed.terms == onto.terms and (mixed.sizes() == onto.sizes()).all()
+    np.testing.assert_array_equal(attribution.stacked(onto), np.vstack([members["rna"], members["protein"]]))
+
+
+def test_kinds_are_explained_by_members_of_their_own():
+    members = {"a": np.eye(4, 2, dtype=bool), "b": np.eye(4, 2, k=-1, dtype=bool)}
+    drivers = {kind: mask.T + 0.1 for kind, mask in members.items()}
+    found = attribution.explained(drivers, members)
+    assert list(found.kind) == ["a", "a", "b", "b"] and (found["AUC of attribution"] == 1).all()
+    swapped = attribution.explained(drivers, {"a": members["b"], "b": members["a"]})
+    assert (swapped["AUC of attribution"] < 0.5).all()
 
 
 def test_reconstruction_is_the_share_of_variance_of_the_members(two_modalities):

@@ -1,5 +1,7 @@
 """Figures on terms carry their data, in the right order, and nothing is cut off at the frame of the figure."""
 
+import warnings
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -279,3 +281,11 @@ def test_heat_without_a_bar_has_one_axes():
     fig, ax = plt.subplots()
     term_plots.heat(ax, pd.DataFrame([[0.5, 1.0]], ["x"]), bar=False)
     assert len(fig.axes) == 1
+
+
+def test_terms_of_one_size_have_no_rank_correlation_and_no_warning():
+    _, ax = plt.subplots()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        term_plots.against(ax, [16, 16, 16], [0.1, 0.5, 0.9], ["a", "b", "c"])
+    assert ax.get_title() == ""
