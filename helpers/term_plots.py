@@ -224,8 +224,8 @@ def against(
 
     The `n_named` highest, the `n_named` lowest and the `n_named` largest in `x` carry their names, unless a name would
     lie over another. `x` is logarithmic where it is positive and spans a factor of 30 or more. `error` = (low, high)
-    draws intervals of `y`. Terms with a NaN are left out. Raises ValueError where lengths differ or fewer than three
-    are left. Introduced in notebook 03.
+    draws intervals of `y`. Terms with a NaN are left out. Raises ValueError where lengths differ or none is left.
+    Introduced in notebook 03.
     """
     from scipy.stats import spearmanr
 
@@ -235,8 +235,8 @@ def against(
             f"against: x has shape {x.shape}, y {y.shape}, and there are {len(names)} names: need one each"
         )
     known = np.isfinite(x) & np.isfinite(y)
-    if known.sum() < 3:
-        raise ValueError(f"against: only {known.sum()} terms have both numbers; a rank correlation needs three")
+    if not known.any():
+        raise ValueError("against: no term has both numbers")
     if error is not None:
         ax.vlines(x[known], *(np.asarray(e, float)[known] for e in error), color="0.8", lw=1, zorder=0)
     ax.plot(x[known], y[known], "o", ms=3.5, color=PALETTE[0], mew=0, alpha=0.8)
@@ -244,7 +244,7 @@ def against(
         ax.set_xscale("log")
     ax.margins(x=0.12, y=0.12)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    if np.ptp(x[known]) > 0 and np.ptp(y[known]) > 0:
+    if known.sum() > 2 and np.ptp(x[known]) > 0 and np.ptp(y[known]) > 0:
         rho = spearmanr(x[known], y[known])
         ax.set_title(f"Spearman ρ = {rho.statistic:.2f}, p = {rho.pvalue:.2g}")
     x, y, brief = x[known], y[known], np.asarray(shortened(names), dtype=object)[known]

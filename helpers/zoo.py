@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -157,7 +158,16 @@ class Contest:
         first |= {"factor": what.factor, "n_layers": what.n_layers}
         space = tuning.SPACE | {"n_layers": ("int", what.n_layers, what.n_layers + 2)}
         options = {"weights": self.zoo[kind].weights(self.given[name], self.annealing), "seed": seed, "progress": False}
-        recipe, title = partial(self.build, cell=cell), f"{name}, {kind}, {n}"
+        decides = [
+            sorted(self.common.items()),
+            self.annealing,
+            first,
+            what.beta,
+            seed,
+            float(np.abs(self.given[name].x).sum()),
+        ]
+        made_with = hashlib.sha256(repr(decides).encode()).hexdigest()[:8]  # other parameters, another study
+        recipe, title = partial(self.build, cell=cell), f"{name}, {kind}, {n} ({made_with})"
         options |= {"name": title, "first": first, **self.common}
         return tuning.tune(recipe, self.given[name].samples, space, n_trials, storage, **options)
 

@@ -188,8 +188,11 @@ def test_against_is_linear_over_a_narrow_range_and_names_nothing_if_asked():
     assert ax.get_xscale() == "linear" and not ax.texts and ax.get_xlabel() == "size" and ax.get_ylabel() == "R²"
     with pytest.raises(ValueError, match="there are 3 names: need one each"):
         term_plots.against(ax, [1, 2], [1, 2], list("abc"))
-    with pytest.raises(ValueError, match="only 2 terms have both numbers"):
-        term_plots.against(ax, [1, 2, np.nan], [1, 2, 3], list("abc"))
+    with pytest.raises(ValueError, match="no term has both numbers"):
+        term_plots.against(ax, [1, 2, np.nan], [np.nan, np.nan, 3], list("abc"))
+    _, ax = plt.subplots()
+    term_plots.against(ax, [1, 2, np.nan], [1, 2, 3], list("abc"))  # two terms have no rank correlation, but a place
+    assert ax.get_title() == "" and len(ax.lines[0].get_xdata()) == 2
 
 
 # --- intervals and stability ---------------------------------------------------------------------------------------

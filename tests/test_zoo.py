@@ -1,5 +1,7 @@
 """The contest of notebook 02: who takes part on which modalities, and that its numbers are those of the parts."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import build
@@ -103,7 +105,7 @@ def test_predictions_stand_beside_random_features(bulk, contest, tmp_path):
 
 def test_tuning_names_a_study_per_cell_and_tries_the_defaults_first(contest, tmp_path):
     found = contest.tune(("rna", "ontix", 2), 1, tmp_path / "studies.db", 0)
-    assert found.name == "rna, ontix, 2" and set(found.params) == {
+    assert found.name.startswith("rna, ontix, 2 (") and set(found.params) == {
         "lr",
         "weight_decay",
         "dropout",
@@ -112,3 +114,5 @@ def test_tuning_names_a_study_per_cell_and_tries_the_defaults_first(contest, tmp
     }
     assert found.params == {"lr": 1e-3, "weight_decay": 1e-3, "dropout": 0.1, "factor": 4.0, "n_layers": 2}
     assert contest.tune(("rna", "varix from PCA", 2), 1, tmp_path / "studies.db", 0).params["n_layers"] == 1
+    longer = dataclasses.replace(contest, common=contest.common | {"epochs": 3})  # another study, not an error
+    assert longer.tune(("rna", "ontix", 2), 1, tmp_path / "studies.db", 0).trials["epochs"].item() == 3
