@@ -157,18 +157,12 @@ class Contest:
         first = {"lr": self.lr * what.pace, "weight_decay": 1e-3, "dropout": 0.1}
         first |= {"factor": what.factor, "n_layers": what.n_layers}
         space = tuning.SPACE | {"n_layers": ("int", what.n_layers, what.n_layers + 2)}
-        options = {"weights": self.zoo[kind].weights(self.given[name], self.annealing), "seed": seed, "progress": False}
-        decides = [
-            sorted(self.common.items()),
-            self.annealing,
-            first,
-            what.beta,
-            seed,
-            float(np.abs(self.given[name].x).sum()),
-        ]
-        made_with = hashlib.sha256(repr(decides).encode()).hexdigest()[:8]  # other parameters, another study
-        recipe, title = partial(self.build, cell=cell), f"{name}, {kind}, {n} ({made_with})"
-        options |= {"name": title, "first": first, **self.common}
+        size = float(np.abs(self.given[name].x).sum())
+        decides = (cell, seed, self.annealing, what.beta, first, sorted(self.common.items()), size)
+        own = hashlib.sha256(repr(decides).encode()).hexdigest()[:8]  # where anything differs, another study
+        options = {"name": f"{name}, {kind}, {n} ({own})", "first": first, "seed": int(own, 16), "progress": False}
+        options |= {"weights": what.weights(self.given[name], self.annealing), **self.common}
+        recipe = partial(self.build, cell=cell)
         return tuning.tune(recipe, self.given[name].samples, space, n_trials, storage, **options)
 
     def train(self, setting: Mapping[str, Any]) -> dict[str, Any]:
