@@ -54,14 +54,16 @@ class Input:
 
 
 def inputs(mdata: mudata.MuData, combinations: Iterable[str], ontology: str, device: Any) -> dict[str, Input]:
-    """An `Input` per combination such as "rna+cnv" (all that there are, where none is named) and for all modalities.
+    """An `Input` per combination such as "rna+cnv", and for all modalities together.
 
+    "each" stands for every modality alone, "every" for every combination there is.
     `mdata` is complete and prepared; matrices are shared, nothing is scaled twice. `ontology` is a name for
     `terms.by_name`; a combination in which it matches nothing stands without one, with a warning, as all do where
     "auto" cannot download its tables. Raises ValueError for unknown modalities. Introduced in notebook 02.
     """
-    every = [c for k in range(len(mdata.mod)) for c in itertools.combinations(mdata.mod, k + 1)]
-    wanted = list(combinations) or ["+".join(c) for c in every]
+    every = ["+".join(c) for k in range(len(mdata.mod)) for c in itertools.combinations(mdata.mod, k + 1)]
+    words = {"each": [*mdata.mod], "every": every}
+    wanted = [name for given in combinations for name in words.get(given, [given])]
     found = {}
     for name in dict.fromkeys([*wanted, "+".join(mdata.mod)]):
         part = only(mdata, name.split("+"))

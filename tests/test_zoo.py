@@ -31,8 +31,14 @@ def test_inputs_share_what_was_prepared(bulk, contest):
     assert (
         set(given["rna+mutation"].balance) == {"rna", "mutation"} and max(given["rna+mutation"].balance.values()) == 1
     )
-    every = zoo.inputs(bulk, [], "chromosomes", "cpu")
-    assert len(every) == 7 and every["methylation"].ontology.latent_names[0].startswith("chr")
+    every = zoo.inputs(bulk, ["every"], "chromosomes", "cpu")
+    assert len(every) == 7 and list(zoo.inputs(bulk, ["each"], "auto", "cpu")) == [
+        *bulk.mod,
+        "rna+methylation+mutation",
+    ]
+    with pytest.raises(ValueError, match="there is no modality 'proteins'"):
+        zoo.inputs(bulk, ["rna+proteins"], "auto", "cpu")
+    assert every["methylation"].ontology.latent_names[0].startswith("chr")
 
 
 def test_who_takes_part(contest):
