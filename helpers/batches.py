@@ -34,6 +34,18 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __getitem__(self, rows: Tensor) -> Batch:
+        """Some samples of the batch, by their places in it [n_rows]."""
+        parts = (self.x, self.mask, self.library, self.covariates)
+        x, mask, library, covariates = ({name: value[rows] for name, value in part.items()} for part in parts)
+        return Batch(x, mask, library, self.index[rows], covariates)
+
+    def showing(self, modality: str) -> Batch:
+        """The same samples as if nothing but one modality had been measured. Introduced in notebook 04."""
+        x = {m: v if m == modality else torch.zeros_like(v) for m, v in self.x.items()}
+        mask = {m: v if m == modality else torch.zeros_like(v) for m, v in self.mask.items()}
+        return Batch(x, mask, self.library, self.index, self.covariates)
+
 
 class DenseRows:
     """A dense matrix [n_rows, n_vars] at home on one device. Introduced in notebook 01."""
@@ -95,7 +107,7 @@ class Samples:
     ----------
     mdata : the data; every modality's X is [n_obs_of_modality, n_vars], dense or CSR.
     device : where batches are wanted: "auto", "cpu", "cuda", "mps".
-    covariates : columns of `mdata.obs` to deliver as category codes.
+    covariates : columns of `mdata.obs` to deliver as category codes; their names are in `categories`.
     resident : keep the matrices on that device; None: where they fit into 80 % of its free memory. Otherwise
         they stay in host memory and each batch is copied from pinned pages.
 
@@ -117,11 +129,18 @@ class Samples:
         kinds = mdata.uns.get("dataset", {}).get("modalities", {})
         self.modalities = {m: place(mdata, m, self.home, kinds.get(m) == "counts") for m in mdata.mod}
         self.covariates = {c: codes(mdata, c).to(self.home) for c in covariates}
+        self.categories = {c: list(mdata.obs[c].astype("category").cat.categories) for c in covariates}
+        self.shapes = {m: image_shape(mdata, m) for m in mdata.mod if "image_shape" in mdata[m].uns}
 
     @property
     def n_vars(self) -> dict[str, int]:
         """Features per modality: the sizes a recipe asks for."""
         return {name: modality.rows.n_vars for name, modality in self.modalities.items()}
+
+    @property
+    def n_classes(self) -> dict[str, int]:
+        """Categories per covariate. Introduced in notebook 04."""
+        return {column: len(names) for column, names in self.categories.items()}
 
     def rows(self, split: str) -> Tensor:
         """Row numbers of a split "train", "valid" or "test" (all samples are "train" where none is given)."""
@@ -168,6 +187,17 @@ def check_finite(values: Tensor, name: str) -> None:
             f"modality {name!r} holds {n_nan} NaN and {n_inf} infinite values; "
             "treat them with prepare.fit_transform(..., nan=...) before training"
         )
+
+
+def image_shape(mdata: mudata.MuData, name: str) -> tuple[int, int, int]:
+    """(height, width, channels) of a modality of pictures; `ValueError` where pixels are missing or too many."""
+    shape, n_vars = tuple(int(n) for n in mdata[name].uns["image_shape"]), mdata[name].n_vars
+    if len(shape) != 3 or int(np.prod(shape)) != n_vars:
+        raise ValueError(
+            f"modality {name!r} has {n_vars} pixels, but its pictures are {shape} (height, width, channels): prepare "
+            "pictures with select='none', which keeps all of them"
+        )
+    return shape
 
 
 def codes(mdata: mudata.MuData, column: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ class Parts:
     kinds: dict[str, str] = field(default_factory=dict)
     obsm: dict[str, np.ndarray] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
+    unpaired: bool = False  # meant to share no samples between modalities
 
 
 def part(x: Any, obs_names: Iterable, var: pd.DataFrame | Iterable, **uns: Any) -> AnnData:
@@ -72,6 +73,7 @@ def assemble(parts: Parts) -> MuData:
     mdata.uns.update(parts.uns)
     about = {"name": parts.name, "sha256": parts.sha256 or fingerprint(parts.modalities)}
     keys = {"label_key": parts.label_key, "batch_key": parts.batch_key}
+    keys |= {"unpaired": True} if parts.unpaired else {}
     mdata.uns["dataset"] = about | keys | {"modalities": {m: kind_of(parts, m) for m in parts.modalities}}
     return mdata
 
@@ -83,8 +85,8 @@ def parts_of(mdata: MuData, name: str = "") -> Parts:
     kinds = {m: str(kind) for m, kind in dict(about.get("modalities", {})).items() if m in mdata.mod}
     obsm = {key: np.asarray(value) for key, value in mdata.obsm.items() if key not in mdata.mod}
     uns = {key: value for key, value in mdata.uns.items() if key != "dataset"}
-    name = name or str(about.get("name", "data"))
-    return Parts(dict(mdata.mod), mdata.obs, name, **text, kinds=kinds, obsm=obsm, uns=uns)
+    found = {"kinds": kinds, "obsm": obsm, "uns": uns, "unpaired": bool(about.get("unpaired", False))}
+    return Parts(dict(mdata.mod), mdata.obs, name or str(about.get("name", "data")), **text, **found)
 
 
 def fingerprint(modalities: Mapping[str, AnnData]) -> str:
@@ -121,7 +123,7 @@ def problems(parts: Parts, allow_nan: bool = False, allow_unpaired: bool = False
     if not parts.modalities:
         return ["there is no modality in it; at least one with samples and features is needed"]
     found = [text for m in parts.modalities for text in _modality_problems(parts, m, allow_nan)]
-    found += [] if allow_unpaired else _pairing_problems(parts.modalities)
+    found += [] if allow_unpaired or parts.unpaired else _pairing_problems(parts.modalities)
     return [*found, *_column_problems(parts.obs, parts.label_key, parts.batch_key)]
 
 
@@ -138,6 +140,30 @@ def _modality_problems(parts: Parts, name: str, allow_nan: bool) -> Iterator[str
         yield f"{where} is not numeric (its X holds {adata.X.dtype}); keep numbers in X and the rest in obs"
         return
     yield from _value_problems(adata, where, kind_of(parts, name), allow_nan)
+    if "image_shape" in adata.uns:
+        yield from _picture_problems(adata, where, np.atleast_1d(adata.uns["image_shape"]))
+
+
+def _picture_problems(adata: AnnData, where: str, shape: np.ndarray) -> Iterator[str]:
+    if shape.shape != (3,) or shape.prod() != adata.n_vars:
+        said = " x ".join(map(str, shape))
+        yield f"{where} has {adata.n_vars} features but pictures of {said}; image_shape is height, width, channels"
+    elif constant := constant_channels(adata.X, shape):
+        yield f"{where} cannot be used: {constant}"
+
+
+def constant_channels(x: Any, shape: Sequence[int]) -> str:
+    """Which channel of pictures X [n_obs, height * width * channels] has one value only, and what to do; or "".
+
+    Introduced in notebook 04.
+    """
+    low, high = (values.reshape(-1, int(shape[2])) for values in _extremes(x))
+    low, high = np.fmin.reduce(low), np.fmax.reduce(high)
+    flat, rest = np.flatnonzero(low >= high), [int(c) for c in np.flatnonzero(low < high)]
+    if not flat.size:
+        return ""
+    advice = f"keep the others with channels={rest}" if rest else "there is nothing to learn from"
+    return f"channel {flat[0]} is {low[flat[0]]:g} in every pixel of every picture; {advice}"
 
 
 def _value_problems(adata: AnnData, where: str, kind: str, allow_nan: bool) -> Iterator[str]:
@@ -204,12 +230,14 @@ def notes(parts: Parts) -> list[str]:
     for name, adata in parts.modalities.items():
         if adata.X is None or 0 in adata.shape or adata.X.dtype.kind not in "fiub":
             continue
-        if n := int(_is_constant(adata.X).sum()):
+        low, high = _extremes(adata.X)
+        if n := int((~(low < high)).sum()):
             said.append(f"modality '{name}': {n} of {adata.n_vars} features are constant; prepare drops them")
         if kind_of(parts, name) == "counts" and not _all(adata.X, _whole):
             said.append(f"modality '{name}' is called counts but not all values are whole numbers")
-        if lacking := int((~parts.obs.index.isin(adata.obs_names)).sum()):
-            said.append(f"modality '{name}' lacks {lacking} of {len(parts.obs)} samples (a mosaic: they are masked)")
+        if len(lacking := parts.obs.index[~parts.obs.index.isin(adata.obs_names)]):
+            masked = f"lacks {len(lacking)} of {len(parts.obs)} samples (a mosaic: they are masked)"
+            said.append(f"modality '{name}' {masked}: {few(lacking)}")
     for key in filter(parts.obs.columns.__contains__, (parts.label_key, parts.batch_key)):
         if n := int(parts.obs[key].isna().sum()):
             said.append(f"column '{key}' is missing for {n} of {len(parts.obs)} samples")
@@ -292,15 +320,15 @@ def _offenders(adata: AnnData, test: Callable[[np.ndarray], np.ndarray]) -> tupl
     return n, list(adata.var_names[hit])
 
 
-def _is_constant(x: Any) -> np.ndarray:
-    """Features [n_vars] with one value only; sparse matrices a few thousand rows at a time."""
+def _extremes(x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest value of each feature [n_vars]; sparse matrices a few thousand rows at a time."""
     step = max(1, BLOCK // max(1, x.shape[1]))
     low, high = np.full(x.shape[1], np.inf), np.full(x.shape[1], -np.inf)
     for start in range(0, x.shape[0], step):
         rows = x[start : start + step]
         rows = rows.toarray() if sp.issparse(rows) else rows
         low, high = np.fmin(low, np.fmin.reduce(rows, axis=0)), np.fmax(high, np.fmax.reduce(rows, axis=0))
-    return ~(low < high)
+    return low, high
 
 
 def _in_form(adata: AnnData) -> AnnData:

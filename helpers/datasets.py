@@ -16,18 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import mudata
-import numpy as np
-import pandas as pd
 from mudata import MuData
 
-from helpers import project, simulate, sources, tables
+from helpers import bundled, embryo, project, simulate, sources, tables
 from helpers.checks import (
     Parts,
     assemble,
     kind_of,
     needs,
     notes,
-    part,
     parts_of,
     problems,
     refuse,
@@ -58,6 +55,7 @@ class Entry:
     notebooks: tuple[str, ...]
     build: Callable[..., MuData | Parts]  # takes the files where there are any, and the options
     files: tuple[Remote, ...] = ()
+    unpaired: bool = False  # its modalities share no samples, only classes
 
     @property
     def n_bytes(self) -> int:
@@ -105,13 +103,15 @@ def load(
     """A data set of the registry by its name, or the user's own from a file, as a checked MuData.
 
     - `name_or_path`: a name that `registry()` knows; a path to `.h5mu`, `.h5ad`, `.csv`, `.tsv` (also `.gz`, `.zip`)
-      or `.parquet` (samples x features, the first column names the samples); or {modality: path} for several tables.
+      or `.parquet` (samples x features, the first column names the samples); a folder of pictures, or a table with a
+      column `path` that lists them; or {modality: path} for several tables or pictures.
     - `label_key`, `batch_key`: columns of obs; "" takes what the registry or the file says.
     - `modalities`: which to keep, in this order; none means all.
     - `kinds`: modality -> "continuous", "unit", "counts", "binary", "image" where the values do not tell.
     - `allow_nan`, `allow_unpaired`: see `validate`.
     - `options`: of the generator or parser (`n_obs=`, `seed=`, `keep_reporter=`); for files `modality=` (name for the
-      one matrix), `layer=` (of AnnData, instead of X), `obs=` (table of annotation).
+      one matrix), `layer=` (of AnnData, instead of X), `obs=` (table of annotation), `size=` and `channels=` (of
+      pictures).
 
     X is float32, dense or CSR. `mdata.uns["dataset"]` holds name, sha256, label_key, batch_key and kinds.
     Raises ValueError or FileNotFoundError with one sentence on what is wrong; OSError where a download fails.
@@ -179,7 +179,7 @@ def _from_registry(entry: Entry, options: Mapping[str, Any]) -> Parts:
         parts = parts_of(built) if isinstance(built, MuData) else built
     keys = {"label_key": entry.label_key, "batch_key": entry.batch_key}
     sha256 = tables.combined(file.sha256 for file in entry.files)
-    return replace(parts, name=entry.name, kinds=dict(entry.modalities), sha256=sha256, **keys)
+    return replace(parts, name=entry.name, kinds=dict(entry.modalities), sha256=sha256, unpaired=entry.unpaired, **keys)
 
 
 def _choose(parts: Parts, label_key: str, batch_key: str, modalities: Sequence[str], kinds: Mapping[str, str]) -> Parts:
@@ -194,46 +194,19 @@ def _choose(parts: Parts, label_key: str, batch_key: str, modalities: Sequence[s
     return replace(parts, modalities=chosen, kinds={**parts.kinds, **kinds}, **keys)
 
 
-def digits() -> Parts:
-    """scikit-learn's handwritten digits: `image`, 1,797 x 8 x 8 grey values in 0..1; obs: digit.
-
-    Introduced in notebook 04.
-    """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    names = [f"digit{i:04d}" for i in range(len(bunch.data))]
-    obs = pd.DataFrame({"digit": pd.Categorical(bunch.target.astype(str))}, index=names)
-    image = part(bunch.data / 16, names, bunch.feature_names, image_shape=np.array([8, 8, 1]))
-    return Parts({"image": image}, obs, "digits")
-
-
-def pbmc68k_reduced() -> Parts:
-    """scanpy's 700 blood cells x 765 genes, log-normalised and scaled as they ship; obs as published.
-
-    Introduced in notebook 01.
-    """
-    import importlib.util
-    import warnings
-
-    import anndata
-
-    scanpy = importlib.util.find_spec("scanpy").origin  # found, not imported: that would cost seconds
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on the old AnnData format of the file
-        cells = anndata.read_h5ad(Path(scanpy).parent / "datasets" / "10x_pbmc68k_reduced.h5ad")
-    return Parts({"rna": part(cells.X, cells.obs_names, cells.var)}, cells.obs, "pbmc68k-reduced")
-
-
 BUILDERS: dict[str, Callable[..., MuData | Parts]] = {
     "sim-bulk": simulate.bulk,
-    "digits": digits,
-    "pbmc68k-reduced": pbmc68k_reduced,
+    "sim-embryo": embryo.embryo,
+    "digits": bundled.digits,
+    "bulk-digits": bundled.bulk_digits,
+    "pbmc68k-reduced": bundled.pbmc68k_reduced,
     "celegans": sources.celegans,
     "tcga-brca": sources.tcga_brca,
     "tcga-gbmlgg": sources.tcga_cohort,
     "tcga-coadread": sources.tcga_cohort,
     "tcga-breast": sources.tcga_breast,
+    "mnist": sources.mnist,
+    "brca-mnist": bundled.brca_mnist,
 }
 
 
@@ -263,15 +236,15 @@ def _entry(name: str, fields: dict[str, Any]) -> Entry:
 
 def _remotes(fields: dict[str, Any]) -> tuple[Remote, ...]:
     """The files of an entry, taken out of its `fields`."""
-    listed = [tuple(file.values()) for file in fields.pop("files", [])]
     folder, upstream = fields.pop("folder", ""), fields.pop("hashes_upstream", "")
+    listed = [({"folder": folder} | file).values() for file in fields.pop("files", [])]
     if hashes := fields.pop("hashes", ""):  # many files, in the format of sha256sum
         lines = HERE.joinpath(hashes).read_text(encoding="utf-8").splitlines()
         size = fields.pop("hashes_bytes")
-        listed += [(upstream, file, sha256, size) for sha256, file in map(str.split, lines)]
+        listed += [(folder, upstream, file, sha256, size) for sha256, file in map(str.split, lines)]
     return tuple(
         Remote(f"{folder}/{file}", f"https://raw.githubusercontent.com/{upstream}/{file}", sha256, n_bytes)
-        for upstream, file, sha256, n_bytes in listed
+        for folder, upstream, file, sha256, n_bytes in listed
     )
 
 
@@ -338,13 +311,18 @@ def _parser() -> argparse.ArgumentParser:
     get = commands.add_parser("fetch", help="download data sets or ontologies into the data folder")
     get.add_argument("names", nargs="+", metavar="NAME")
     check = commands.add_parser("check", help="what is in a file, what is wrong with it, which notebooks can use it")
-    check.add_argument("path", nargs="+", help="a file, or several tables as modality=path")
+    check.add_argument("path", nargs="+", help="a file or folder of pictures, or several as modality=path")
     check.add_argument("--label-key", default="", help="column of obs with the classes")
     check.add_argument("--batch-key", default="", help="column of obs with the batches")
     check.add_argument("--modality", default="", help="name of the one matrix of an .h5ad file or a table")
     check.add_argument("--obs", default="", help="table of annotation for .csv, .tsv and .parquet")
     check.add_argument("--layer", default="", help="layer of AnnData to take instead of X")
+    check.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="resize pictures to this")
+    check.add_argument("--channels", type=int, action="append", help="a channel of pictures to keep (may be repeated)")
     return parser
+
+
+FILE_OPTIONS = ("modality", "obs", "layer", "size", "channels")
 
 
 def _fetch_all(names: Iterable[str]) -> int:
@@ -364,7 +342,7 @@ def _check(args: argparse.Namespace) -> int:
     if len(args.path) > 1 and not isinstance(source, dict):
         print("error: give several tables as modality=path modality=path", file=sys.stderr)
         return 2
-    options = {name: getattr(args, name) for name in ("modality", "obs", "layer") if getattr(args, name)}
+    options = {name: getattr(args, name) for name in FILE_OPTIONS if getattr(args, name)}
     parts = gather(source, tuple(filter(None, (args.label_key, args.batch_key))), options)
     text, sound = report(_choose(parts, args.label_key, args.batch_key, (), {}))
     print(text)

@@ -8,8 +8,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+
+from helpers.plots import HEIGHT, MODALITY, PALETTE, WIDTH
+from helpers.term_plots import shortened
+from helpers.translation_plots import as_colours, mosaic, spaced, written
+from helpers.wording import few
 
 
 def slider(label: str, options: Sequence[Any], draw: Callable[[Any], Figure], start: Any = None) -> Any:
@@ -54,6 +61,39 @@ def choose(options: Mapping[str, Sequence[Any]], draw: Callable[..., Figure]) ->
     return widgets.VBox([widgets.HBox(menus), image])
 
 
+def translator(
+    label: str,
+    positions: Sequence[Any],
+    profiles: Mapping[str, pd.DataFrame],
+    frames: Mapping[str, np.ndarray],
+    shape: Sequence[int] = (),
+    start: int = 0,
+) -> Any:
+    """A slider along a walk through latent space (time, or from class to class): watch both modalities decode.
+
+    `positions` [n_steps] are the walk's times or class names; `profiles` and `frames` what is decoded at every step, as
+    for `walk_step`, which draws them all beforehand. It can be moved by keyboard. Headless, a strip of the whole walk.
+    Raises ValueError where steps differ in number or two have the same name. Introduced in notebook 04.
+    """
+    counts = {name: len(each) for name, each in {**profiles, **frames}.items()}
+    if not counts or set(counts.values()) != {len(positions)}:
+        raise ValueError(f"translator: {len(positions)} positions need as many decoded steps each: got {counts}")
+    if frames and len(shape) != 3:
+        raise ValueError(f"translator: pictures need shape=(height, width, channels), not {tuple(shape)}")
+    names = written(positions)
+    if len(set(names)) < len(names):
+        raise ValueError(f"translator: positions are alike when written: {few(names)}")
+    if is_headless():
+        fig = walk_strip(positions, profiles, frames, shape, label)
+        plt.close(fig)
+        return fig
+
+    def draw(name: str) -> Figure:
+        return walk_step(names.index(name), profiles, frames, shape, f"{label}: {name}")
+
+    return slider(label, names, draw, names[start])
+
+
 def is_headless() -> bool:
     """Whether the notebook is executed by the runner rather than by a person. Introduced in notebook 01."""
     return "WORKBOOK_RUN_DIR" in os.environ
@@ -65,3 +105,82 @@ def png(fig: Figure) -> bytes:
     fig.savefig(buffer, format="png", dpi=110)
     plt.close(fig)
     return buffer.getvalue()
+
+
+def walk_step(
+    at: int,
+    profiles: Mapping[str, pd.DataFrame],
+    frames: Mapping[str, np.ndarray],
+    shape: Sequence[int] = (),
+    title: str = "",
+    n_features: int = 12,
+) -> Figure:
+    """One step of a walk through latent space: decoded profiles as bars, decoded pictures beside them.
+
+    `profiles`: name -> [n_steps, n_features], `frames`: name -> pictures [n_steps, h*w*c] of `shape`; either may be
+    empty. The `n_features` features that change most are shown, in the order in which they peak, on a scale that all
+    steps share, so that only what changes moves. Introduced in notebook 04.
+    """
+    n = len(profiles) + len(frames)
+    widths = [1.3] * len(profiles) + [1] * len(frames)
+    fig, axes = plt.subplots(1, n, figsize=(2 * WIDTH, HEIGHT), squeeze=False, width_ratios=widths)
+    for ax, (name, profile) in zip(axes[0], profiles.items(), strict=False):
+        shown = changing(profile, n_features)
+        ax.barh(range(shown.shape[1]), shown.iloc[at], color=MODALITY.get(name, PALETTE[0]), height=0.75)
+        ax.set_yticks(range(shown.shape[1]), shortened(shown.columns, 20))
+        ax.tick_params(axis="y", length=0)
+        low, high = min(0.0, shown.to_numpy().min()), max(0.0, shown.to_numpy().max())
+        pad = 0.03 * (high - low or 1)
+        ax.set(xlim=(low - pad, high + pad), ylim=(shown.shape[1] - 0.4, -0.6), title=name)
+        ax.axvline(0, color="k", lw=0.6)
+    for ax, (name, x) in zip(axes[0, len(profiles) :], frames.items(), strict=True):
+        ax.imshow(as_colours(np.asarray(x)[at : at + 1], shape)[0], interpolation="nearest")
+        ax.set_axis_off()
+        ax.set_title(name)
+    fig.suptitle(title, fontsize=8)
+    return fig
+
+
+def changing(profile: pd.DataFrame, n: int = 12) -> pd.DataFrame:
+    """The `n` columns of a profile [n_steps, n_features] that vary most, in the order in which they peak.
+
+    Introduced in notebook 04.
+    """
+    top = profile.iloc[:, np.argsort(-profile.to_numpy(float).var(0), kind="stable")[:n]]
+    return top.iloc[:, np.argsort(top.to_numpy(float).argmax(0), kind="stable")]
+
+
+def walk_strip(
+    positions: Sequence,
+    profiles: Mapping[str, pd.DataFrame],
+    frames: Mapping[str, np.ndarray],
+    shape: Sequence[int] = (),
+    label: str = "",
+    n_features: int = 12,
+) -> Figure:
+    """A whole walk on paper: profiles as heat maps of the features that change most, above the decoded pictures.
+
+    A column per step, of ten at most; otherwise as `walk_step`, whose figures a slider shows. Introduced in
+    notebook 04.
+    """
+    some = spaced(len(positions))
+    side = (2 * WIDTH - 1.2) / len(some)
+    heights = [0.13 * n_features] * len(profiles) + ([len(frames) * side * shape[0] / shape[1]] if frames else [])
+    size = (2 * WIDTH, sum(heights) + 0.3 * len(heights) + 0.3)
+    fig, axes = plt.subplots(len(heights), figsize=size, squeeze=False, sharex=True, height_ratios=heights)
+    for ax, (name, profile) in zip(axes[:, 0], profiles.items(), strict=False):
+        shown = changing(profile, n_features).iloc[some]
+        image = ax.imshow(shown.T, aspect="auto", interpolation="nearest")
+        ax.set_yticks(range(shown.shape[1]), shortened(shown.columns, 16), fontsize=6)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        ax.set_title(name)
+        fig.colorbar(image, ax=ax, aspect=15, pad=0.01)
+    if frames:
+        mosaic(axes[-1, 0], {name: np.asarray(x)[some] for name, x in frames.items()}, shape)
+    last = axes[-1, 0]
+    last.set_xticks(range(len(some)), written(np.asarray(positions)[some]))
+    last.tick_params(labeltop=False, labelbottom=True, length=0)
+    last.xaxis.set_label_position("bottom")
+    last.set_xlabel(label)
+    return fig

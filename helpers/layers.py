@@ -100,3 +100,87 @@ class LinkedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.n_in} -> {self.n_out}, {len(self.place)} of {self.n_in * self.n_out} links"
+
+
+def halvings(size: Sequence[int], smallest: int = 4) -> list[tuple[int, int]]:
+    """Sizes (height, width) of an image as convolutions of stride 2 see it, from itself down to a shorter side of
+    `smallest` to 2 · `smallest` − 1 pixels: as many as the size asks for. Introduced in notebook 04.
+    """
+    sizes = [(int(size[0]), int(size[1]))]
+    while min(sizes[-1]) >= 2 * smallest:
+        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    return sizes
+
+
+def channel_widths(n_layers: int, width: int = 16) -> list[int]:
+    """Channels after every convolution: width, 2 width, 4 width, and 8 width from then on (AUTOENCODIX's ImageVAE).
+
+    Introduced in notebook 04.
+    """
+    return [width * min(2**i, 8) for i in range(n_layers)]
+
+
+class Convolution(nn.Module):
+    """Flat pictures [batch, height · width · channels] -> flat features [batch, n_out].
+
+    `shape` is (height, width, channels), of any size from 8 × 8. Strided convolutions (kernel 4, stride 2, padding 1),
+    with batch normalisation from the second on and LeakyReLU(0.2), halve the picture as often as its size asks for;
+    an odd side loses its last line on the way. Source: AUTOENCODIX, Methods, image VAE. Introduced in notebook 04.
+    """
+
+    def __init__(self, shape: Sequence[int], width: int = 16):
+        super().__init__()
+        self.shape = check_shape(shape)
+        self.sizes = halvings(shape)
+        widths = [self.shape[2], *channel_widths(len(self.sizes) - 1, width)]
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.body = nn.Sequential(*(conv_block(a, b, normalised=i > 0) for i, (a, b) in enumerate(pairs)))
+        self.n_out = widths[-1] * self.sizes[-1][0] * self.sizes[-1][1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        pictures = x.unflatten(-1, self.shape).permute(0, 3, 1, 2)  # [batch, channels, height, width]
+        return self.body(pictures).flatten(1)
+
+
+class Deconvolution(nn.Module):
+    """Features [batch, n_in] -> flat pictures [batch, height · width · channels]: the mirror image of `Convolution`.
+
+    Where a side was odd on the way down, the transposed convolution adds the line again, so that any size comes out
+    as it went in. `skip` adds a linear path from the features to the pixels, `path`, beside the convolutions, whose
+    own contribution then begins at zero. Introduced in notebook 04.
+    """
+
+    def __init__(self, n_in: int, shape: Sequence[int], width: int = 16, skip: bool = False):
+        super().__init__()
+        self.shape = check_shape(shape)
+        sizes = halvings(shape)[::-1]
+        widths = [*channel_widths(len(sizes) - 1, width)[::-1], self.shape[2]]
+        self.small = (widths[0], *sizes[0])
+        self.begin = nn.Sequential(linear(n_in, widths[0] * sizes[0][0] * sizes[0][1]), nn.ReLU())
+        blocks = []
+        for i, (small, large) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            line = (large[0] - 2 * small[0], large[1] - 2 * small[1])  # one where the larger side is odd
+            blocks.append(nn.ConvTranspose2d(widths[i], widths[i + 1], 4, 2, 1, output_padding=line))
+            blocks += [nn.BatchNorm2d(widths[i + 1]), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*blocks[:-2])  # the last one speaks for the pixels themselves
+        self.path = linear(n_in, int(np.prod(self.shape))) if skip else None
+        if skip:
+            nn.init.zeros_(self.body[-1].weight)
+            nn.init.zeros_(self.body[-1].bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        pictures = self.body(self.begin(h).unflatten(-1, self.small)).permute(0, 2, 3, 1).flatten(1)
+        return pictures if self.path is None else pictures + self.path(h)
+
+
+def conv_block(n_in: int, n_out: int, normalised: bool = True) -> nn.Sequential:
+    """Convolution of stride 2, batch normalisation where asked for, LeakyReLU(0.2). Introduced in notebook 04."""
+    norm = [nn.BatchNorm2d(n_out)] if normalised else []
+    return nn.Sequential(nn.Conv2d(n_in, n_out, 4, 2, 1, bias=not normalised), *norm, nn.LeakyReLU(0.2))
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """(height, width, channels) of pictures; a `ValueError` where it is not that or smaller than 8 × 8."""
+    if len(shape) != 3 or min(shape[:2]) < 8 or shape[2] < 1:
+        raise ValueError(f"pictures need a shape (height, width, channels) of at least 8 × 8 × 1, got {tuple(shape)}")
+    return tuple(int(n) for n in shape)

@@ -1,7 +1,9 @@
 """What a decoder says about the data: distributions with exact `log_prob` in nats per value.
 
 They follow `torch.distributions`: `log_prob`, `mean`, `variance`, `sample`. The reconstruction term of every
-model is `-p.log_prob(x).sum(-1)`.
+model is `-p.log_prob(x).sum(-1)`. `saturated(x)` is the log density of x where the mean is x itself, the most that
+any mean can give it; half the deviance is `(p.saturated(x) - p.log_prob(x)).sum(-1)`, zero for a perfect
+reconstruction (McCullagh and Nelder 1989, section 2.3).
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
+
+from helpers.batches import Samples
 
 N_TABLE = 16  # counts up to here are looked up, larger ones are computed; the fastest of 4 … 64 on count matrices
 
@@ -42,6 +46,10 @@ class Gaussian(Distribution):
         """Log density, nats, of the shape of `value`."""
         log = torch.log(self.scale2) if isinstance(self.scale2, Tensor) else math.log(self.scale2)
         return (value - self.loc).square() * (-0.5 / self.scale2) - 0.5 * (log + math.log(2 * math.pi))
+
+    def saturated(self, value: Tensor) -> Tensor:
+        """−½ log 2πσ², nats, of the shape of `value`. Introduced in notebook 04."""
+        return Gaussian(value, self.scale2).log_prob(value)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         shape = self._extended_shape(sample_shape)
@@ -74,6 +82,10 @@ class Bernoulli(Distribution):
         """Negative cross-entropy, nats, of the shape of `value`."""
         return value * self.logits - F.softplus(self.logits)
 
+    def saturated(self, value: Tensor) -> Tensor:
+        """x log x + (1 − x) log(1 − x), nats, of the shape of `value`; 0 at 0 and 1. Introduced in notebook 04."""
+        return torch.xlogy(value, value) + torch.xlogy(1 - value, 1 - value)
+
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         return torch.bernoulli(self.mean.detach().expand(self._extended_shape(sample_shape)))
 
@@ -104,10 +116,36 @@ class NegativeBinomial(Distribution):
         """Log probability, nats, of the shape of `value`."""
         return _NegativeBinomialLogProb.apply(value, self.log_mean, self.log_r)
 
+    def saturated(self, value: Tensor) -> Tensor:
+        """Log probability under the same r and mean x, nats, of the shape of `value`. Introduced in notebook 04."""
+        log_mean = value.clamp(min=torch.finfo(value.dtype).tiny).log()  # a mean of zero gives zero counts, surely
+        return NegativeBinomial(log_mean, self.log_r).log_prob(value)
+
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         shape = self._extended_shape(sample_shape)
         r = self.log_r.detach().exp().expand(shape)
         return torch.poisson(torch._standard_gamma(r) / r * self.mean.detach())
+
+
+def check_support(model: nn.Module, samples: Samples) -> None:
+    """Raise `ValueError` where data lie outside the support of their likelihood: negative counts, values not in 0…1.
+
+    Introduced in notebook 01.
+    """
+    for name, likelihood in getattr(model, "likelihoods", {}).items():
+        low, high = (
+            getattr(likelihood.support, "lower_bound", None),
+            getattr(likelihood.support, "upper_bound", None),
+        )
+        values = samples.modalities[name].rows.values
+        least, most = (float(v) for v in values.aminmax()) if len(values) else (0.0, 0.0)
+        if (low is not None and least < low) or (high is not None and most > high):
+            below = 0 if low is None else int((values < low).sum())
+            above = 0 if high is None else int((values > high).sum())
+            raise ValueError(
+                f"modality {name!r} holds {below} values below {low} and {above} above {high}, which "
+                f"{likelihood.__name__} cannot describe: give raw counts, rescale, or choose another head"
+            )
 
 
 class _NegativeBinomialLogProb(torch.autograd.Function):

@@ -3,14 +3,17 @@ under names of their own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from helpers.batches import Batch
 from helpers.encoders import Posterior
+from helpers.layers import linear
 
 
 class Latent(NamedTuple):
@@ -22,6 +25,7 @@ class Latent(NamedTuple):
     prior: nn.Module
     batch: Batch
     generator: torch.Generator | None
+    model: nn.Module | None = None  # for penalties that encode or decode once more
 
 
 def kl(latent: Latent) -> Tensor:
@@ -98,3 +102,181 @@ def squared_distance(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distances [n, m], with a gradient that is finite at zero distance."""
     cross = a @ b.T
     return (a.square().sum(-1)[:, None] + b.square().sum(-1)[None] - 2 * cross).clamp(min=0)
+
+
+# --- terms that make the latent spaces of several encoders one (notebook 04) ----------------------------------------
+
+
+def kl_each(latent: Latent) -> dict[str, Tensor]:
+    """KL(q ‖ prior) of every encoder's own posterior, nats per sample, by name of the encoder's modalities.
+
+    Introduced in notebook 04.
+    """
+    each = latent.prior.kl(latent.q, latent.z) * (latent.weight > 0)  # [k, batch]
+    return dict(zip(names_of(latent), each.mean(1), strict=True))
+
+
+def paired(latent: Latent) -> Tensor:
+    """Distance between the draws of every two encoders for samples that both saw: Σ_d |z − z′| / n_latent, averaged
+    over those samples and over pairs of encoders (AUTOENCODIX, X-modalix). Zero where none saw the same sample.
+
+    Introduced in notebook 04.
+    """
+    seen, distances = latent.weight > 0, []
+    for a in range(len(seen)):
+        for b in range(a + 1, len(seen)):
+            both = (seen[a] & seen[b]).to(latent.z.dtype)
+            apart = (latent.z[a] - latent.z[b]).abs().mean(-1)
+            distances.append((apart * both).sum() / both.sum().clamp(min=1))
+    return torch.stack(distances).mean()
+
+
+def translation(latent: Latent) -> dict[str, Tensor]:
+    """How much less likely what one modality's draw says of another is than the data themselves, nats per sample.
+
+    log p(x_n | x_n) − log p(x_n | z_m), half the deviance, for every ordered pair of encoders, over samples where both
+    are measured; terms `<from> to <to>`. With it translations are trained and not only hoped for; the original has no
+    such term. Introduced in notebook 04.
+    """
+    seen, names, terms = latent.weight > 0, names_of(latent), {}
+    for a, b in ordered_pairs(len(seen)):
+        read = latent.model.encoders[b].modalities
+        each = [nll_from(latent, a, m, seen[a] & seen[b], above_best=True) for m in read]
+        terms[f"{names[a]} to {names[b]}"] = torch.stack(each).sum()
+    return terms
+
+
+def cycle(latent: Latent) -> Tensor:
+    """There and back: each posterior mean is decoded into another modality and encoded again, Σ_d |μ − μ′| / n_latent,
+    averaged over samples and ordered pairs of encoders. Needs no pairs. After Zhu et al. 2017 (CycleGAN), in the latent
+    space. Introduced in notebook 04.
+    """
+    distances = []
+    for a, b in ordered_pairs(len(latent.z)):
+        rows = (latent.weight[a] > 0).nonzero()[:, 0]
+        if len(rows) < 2:
+            distances.append(latent.z.sum() * 0)
+            continue
+        start, there = latent.q.mean[a][rows], latent.model.encoders[b]
+        decoded = latent.model.decode(start, only=there.modalities[0])
+        x = {m: decoded[m].mean for m in there.modalities}
+        back = there(Batch(x, latent.batch[rows].mask, {}, rows)).mean
+        distances.append((start - back).abs().mean())
+    return torch.stack(distances).mean()
+
+
+class Adversary(nn.Module):
+    """Hides from which encoder a draw comes. A classifier learns to tell the modalities apart; the encoders learn to
+    make its answer uniform, in the same step.
+
+    The value is what the encoders minimise, KL(uniform ‖ classifier) ≥ 0 in nats, zero where the modalities cannot be
+    told apart. The classifier's own loss, cross-entropy plus `smooth` × the squared gradient of its answer in z, adds a
+    gradient and no value, and each side's gradient is kept from the other's parameters. Without the smoothness the two
+    chase each other in circles. Modalities count equally, however many samples they have. The classifier trains at
+    `rate` times the learning rate, since it has to keep up.
+
+    After Ganin and Lempitsky 2015; the encoders' loss is that of Tzeng et al. 2015, the smoothness that of Mescheder et
+    al. 2018. (The original trained its classifier once per epoch, on targets that teach nothing: see the notebook.)
+    Introduced in notebook 04.
+    """
+
+    def __init__(self, n_latent: int, n_modalities: int, n_hidden: int = 64, smooth: float = 0.1, rate: float = 5.0):
+        super().__init__()
+        self.smooth, self.rate = smooth, rate
+        first, second = linear(n_latent, n_hidden), linear(n_hidden, n_hidden)
+        self.classifier = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), linear(n_hidden, n_modalities))
+
+    def forward(self, latent: Latent) -> Tensor:
+        seen = latent.weight > 0  # [k, batch]
+        fixed = {name: value.detach() for name, value in self.classifier.named_parameters()}
+        guess = F.log_softmax(torch.func.functional_call(self.classifier, fixed, latent.z), -1)  # [k, batch, k]
+        confusion = balanced(-guess.mean(-1) - math.log(len(seen)), seen)
+        if not torch.is_grad_enabled():
+            return confusion
+        error = self.error(latent.z.detach().requires_grad_(), seen)
+        return confusion + error - error.detach()
+
+    def error(self, z: Tensor, seen: Tensor) -> Tensor:
+        """Loss of the classifier on draws z [k, batch, n_latent], nats, with its smoothness."""
+        told = F.log_softmax(self.classifier(z), -1)
+        right = torch.stack([told[k, :, k] for k in range(len(z))])  # [k, batch]
+        slope = torch.autograd.grad(right.sum(), z, create_graph=True)[0].square().sum(-1)
+        return balanced(self.smooth * slope - right, seen)
+
+    def told(self, z: Tensor) -> Tensor:
+        """Which encoder each z [n, n_latent] comes from, in the classifier's opinion, [n]."""
+        return self.classifier(z).argmax(-1)
+
+
+class ClassCentres(nn.Module):
+    """Distance of each draw to the centre of its class, Σ_d |z − c| / n_latent, averaged over labelled samples.
+
+    A class centre is the mean over modalities of running means, per class and modality, of the latent draws; it moves
+    in training with `momentum` and carries no gradient. This is what aligns modalities that share no sample.
+    `column`: the covariate with the classes (`Samples(covariates=[column])`), of `n_classes`; samples without a class
+    (code −1) are left out. Source: AUTOENCODIX, X-modalix, with one centre for all modalities, in which each counts
+    equally. Introduced in notebook 04.
+    """
+
+    def __init__(self, column: str, n_classes: int, n_latent: int, n_modalities: int, momentum: float = 0.9):
+        super().__init__()
+        self.column, self.n_classes, self.momentum = column, n_classes, momentum
+        self.register_buffer("mean", torch.zeros(n_modalities, n_classes, n_latent))
+        self.register_buffer("met", torch.zeros(n_modalities, n_classes, dtype=torch.bool))
+
+    @property
+    def centres(self) -> Tensor:
+        """[n_classes, n_latent]; zero for a class never met."""
+        met = self.met[..., None].to(self.mean.dtype)
+        return (self.mean * met).sum(0) / met.sum(0).clamp(min=1)
+
+    def forward(self, latent: Latent) -> Tensor:
+        code = latent.batch.covariates[self.column]
+        member = F.one_hot(code.clamp(min=0), self.mean.shape[1]) * (code >= 0)[:, None]  # [batch, n_classes]
+        seen = (latent.weight > 0)[..., None] * member[None]  # [k, batch, n_classes]
+        seen = seen.to(latent.z.dtype)
+        if self.training:
+            self.move(seen, latent.z.detach())
+        apart = (latent.z - self.centres[code.clamp(min=0)]).abs().mean(-1)  # [k, batch]
+        return balanced(apart, seen.sum(-1) > 0)
+
+    def move(self, seen: Tensor, z: Tensor) -> None:
+        """Running means per modality and class towards those of a batch."""
+        count = seen.sum(1)  # [k, n_classes]
+        now = torch.einsum("kbc,kbd->kcd", seen, z) / count.clamp(min=1)[..., None]
+        step = torch.where(self.met, 1 - self.momentum, 1.0) * (count > 0)
+        self.mean.lerp_(now, step[..., None])
+        self.met |= count > 0
+
+
+def nll_from(latent: Latent, k: int, modality: str, rows: Tensor, above_best: bool = False) -> Tensor:
+    """−log p(x | z) of a modality decoded from candidate `k`, nats, over the samples `rows` [batch] (True: counted),
+    as a mean over all samples of the batch; only those pass through the decoder. `above_best` leaves out what the best
+    of all predictions, the data, would cost too. Introduced in notebook 04.
+    """
+    chosen = (rows & latent.batch.mask[modality]).nonzero()[:, 0]
+    if len(chosen) < 1 + latent.model.training:  # batch normalisation cannot learn from one
+        return latent.z.sum() * 0
+    whole = len(chosen) == len(latent.batch)
+    part, z = (latent.batch, latent.z[k]) if whole else (latent.batch[chosen], latent.z[k][chosen])
+    p = latent.model.decode(z, part.library, only=modality)[modality]
+    value = p.log_prob(part.x[modality]).sum()
+    best = p.saturated(part.x[modality]).sum() if above_best else 0.0
+    return (best - value) / len(latent.batch)
+
+
+def balanced(values: Tensor, seen: Tensor) -> Tensor:
+    """Mean of values [k, batch] over those seen per encoder, then over encoders that saw any."""
+    seen = seen.to(values.dtype)
+    each = (values * seen).sum(1) / seen.sum(1).clamp(min=1)
+    return each.sum() / (seen.sum(1) > 0).sum().clamp(min=1)
+
+
+def names_of(latent: Latent) -> list[str]:
+    """What the encoders read, in words: "rna", "rna and protein"."""
+    return [" and ".join(encoder.modalities) for encoder in latent.model.encoders]
+
+
+def ordered_pairs(n: int) -> list[tuple[int, int]]:
+    """(0, 1), (1, 0), …: all ordered pairs of different numbers below n."""
+    return [(a, b) for a in range(n) for b in range(n) if a != b]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
+import math
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ import pandas as pd
 
 from helpers import project
 from helpers.checks import Parts, part
+from helpers.pictures import Size, pixel_names, resized
 
 ATTEMPTS = 3  # per file and call; each goes on where the last one stopped
 WAIT = 1.0  # seconds before the second attempt, twice as long before the third
@@ -212,15 +216,14 @@ def celegans(files: Mapping[str, Path], keep_reporter: bool = False) -> Parts:
     table = pd.read_csv(files["AM3_NO2_raw_cell.tsv"], sep="\t", index_col=0)
     frames = pd.read_csv(files["ALY-2_SYS721_mappings.txt"], sep="\t", index_col="sample_ids").loc[table.index]
     images = np.stack([tifffile.imread(files[name])[..., 1] for name in frames["img_paths"]])  # channel 1 has all
-    shape = np.array([*images.shape[1:], 1])
+    x, shape = images.reshape(len(images), -1) / np.float32(255), np.array([*images.shape[1:], 1])
     if not keep_reporter:
         table = table.drop(columns=frames["img_paths"].iloc[0].rsplit("_", 1)[0])
     early = np.where(frames["early"].astype(str).str.strip("'") == "1", "early", "late")
     obs = pd.DataFrame({"time": frames["extra_class_labels"].astype(float), "early": pd.Categorical(early)})
-    pixels = [f"pixel_{row}_{column}" for row in range(shape[0]) for column in range(shape[1])]
     modalities = {
         "protein": part(table.to_numpy(), table.index, table.columns),
-        "image": part(images.reshape(len(images), -1) / np.float32(255), table.index, pixels, image_shape=shape),
+        "image": part(x, table.index, pixel_names(shape), image_shape=shape),
     }
     return Parts(modalities, obs, "celegans")
 
@@ -299,3 +302,39 @@ def tcga_breast(files: Mapping[str, Path]) -> Parts:
     split = np.repeat(["train", "test"], [len(block["subtype"]) for block in blocks])
     obs = pd.DataFrame({"subtype": pd.Categorical(subtype), "published_split": pd.Categorical(split)}, index=names)
     return Parts(modalities, obs, "tcga-breast")
+
+
+def mnist(files: Mapping[str, Path], size: Size | None = None) -> Parts:
+    """MNIST's 10,000 test images of handwritten digits: `image`, 28 x 28 or resized to `size`; obs: digit.
+
+    Raises ValueError for damaged files. Introduced in notebook 04.
+    """
+    images, digits = (read_idx(files[f"t10k-{what}-ubyte.gz"]) for what in ("images-idx3", "labels-idx1"))
+    if images.ndim != 3 or digits.ndim != 1 or len(images) != len(digits):
+        raise ValueError(f"MNIST's files hold images {images.shape} and labels {digits.shape}; fetch both again")
+    names, shape = [f"mnist{i:05d}" for i in range(len(images))], np.array([*images.shape[1:], 1])
+    x = images.reshape(len(images), -1) / np.float32(255)
+    image = resized(part(x, names, pixel_names(shape), image_shape=shape), size)
+    return Parts({"image": image}, pd.DataFrame({"digit": pd.Categorical(digits.astype(str))}, index=names), "mnist")
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The bytes of a gzipped file in MNIST's format idx, in the shape that its head says.
+
+    Raises ValueError for a file of another format, cut short, or with more or fewer values than its head says.
+    Source: LeCun, Cortes & Burges, The MNIST database. Introduced in notebook 04.
+    """
+    try:
+        with gzip.open(path) as file:
+            raw = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file ({error}); delete it and fetch it again") from error
+    n_dims = raw[3] if len(raw) > 3 and raw[:3] == b"\x00\x00\x08" else 0  # two zeros, 8 for bytes, dimensions
+    head = 4 + 4 * n_dims
+    if not n_dims or len(raw) < head:
+        raise ValueError(f"{path} does not begin as an idx file of bytes; delete it and fetch it again")
+    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", n_dims, 4))
+    if len(raw) - head != math.prod(shape):
+        said = " x ".join(map(str, shape))
+        raise ValueError(f"{path} says {said} values but holds {len(raw) - head}; delete it and fetch it again")
+    return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)

@@ -1,11 +1,11 @@
-"""A user's own files: `.h5mu`, `.h5ad`, `.csv`, `.tsv` and `.parquet` become the parts of a data set."""
+"""A user's own files: `.h5mu`, `.h5ad`, `.csv`, `.tsv`, `.parquet` and pictures become the parts of a data set."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from helpers import pictures
 from helpers.checks import Parts, part, parts_of
+from helpers.pictures import Size
 from helpers.sources import open_zipped, sha256_of
 from helpers.wording import closest, few
 
@@ -43,14 +45,15 @@ def looks_like_path(text: str | Path) -> bool:
 
 
 def read(source: str | Path | Mapping[str, str | Path], columns: tuple[str, ...], options: Mapping[str, Any]) -> Parts:
-    """The parts of a file, or of several tables {modality: path}; `columns` of a table go to obs.
+    """The parts of a file or a folder of pictures, or of several {modality: path}; `columns` of a table go to obs.
 
     Raises FileNotFoundError, or ValueError for formats that are not read and for damaged files.
     Introduced in notebook 01.
     """
     paths = [Path(path).expanduser() for path in (source.values() if isinstance(source, Mapping) else [source])]
     for path in paths:
-        _check_file(path)
+        if not (path.is_dir() and (isinstance(source, Mapping) or any(map(pictures.is_picture, path.iterdir())))):
+            _check_file(path)
     if isinstance(source, Mapping):
         reader, argument = from_tables, dict(zip(source, paths, strict=True))
         name = " + ".join(path.name for path in paths)
@@ -59,6 +62,8 @@ def read(source: str | Path | Mapping[str, str | Path], columns: tuple[str, ...]
     if reader in (from_tables, from_table):
         options = {"columns": columns, **options}
     parts = _call(reader, argument, options, name)
+    if reader in (from_tables, from_table) and any(map(_has_pictures, parts.modalities.values())):
+        return replace(parts, name=name)  # its sha256 will be that of the values, which many files make up
     return replace(parts, name=name, sha256=combined(map(sha256_of, paths)))
 
 
@@ -79,7 +84,7 @@ def _check_file(path: Path) -> None:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"the file {path} {what}{closest(path.name, near)}")
     if _ending(path) not in (*TABLES, ".h5mu", ".h5ad"):
-        known = ".h5mu, .h5ad, .csv, .tsv (also .gz, .zip) and .parquet"
+        known = ".h5mu, .h5ad, .csv, .tsv (also .gz, .zip), .parquet, and a folder of pictures"
         raise ValueError(f"{path} has the ending '{path.suffix}', which is not read; readable are {known}")
 
 
@@ -148,15 +153,36 @@ def from_h5ad(path: Path, modality: str = "", layer: str = "") -> Parts:
     return Parts(modalities, adata.obs.copy(), path.name, obsm=obsm)
 
 
-def from_table(path: Path, modality: str = "", obs: str | Path | None = None, columns: tuple[str, ...] = ()) -> Parts:
-    """One table, samples x features, as the modality `modality` ("rna" unless given). Introduced in notebook 01."""
-    return from_tables({modality or "rna": path}, obs, columns)
+def from_table(
+    path: Path,
+    modality: str = "",
+    obs: str | Path | None = None,
+    columns: tuple[str, ...] = (),
+    size: Size | None = None,
+    channels: Sequence[int] | None = None,
+) -> Parts:
+    """One table, samples x features, as the modality `modality` (unless given "rna", or "image" for pictures).
+
+    Introduced in notebook 01.
+    """
+    parts = from_tables({modality or "rna": path}, obs, columns, size, channels)
+    if modality or not _has_pictures(parts.modalities["rna"]):
+        return parts
+    return replace(parts, modalities={"image": parts.modalities["rna"]})
 
 
-def from_tables(paths: Mapping[str, Path], obs: str | Path | None = None, columns: tuple[str, ...] = ()) -> Parts:
+def from_tables(
+    paths: Mapping[str, Path],
+    obs: str | Path | None = None,
+    columns: tuple[str, ...] = (),
+    size: Size | None = None,
+    channels: Sequence[int] | None = None,
+) -> Parts:
     """Tables {modality: path}, samples x features, matched by the sample names in their first columns.
 
-    `obs` is a table of annotation; `columns` that stand in a data table are moved to the annotation.
+    A folder of pictures may stand for a table (its file names are the samples'), and so may a list of pictures: a
+    table with a column `path` of text, whose other columns are annotation. `size` and `channels` are for pictures,
+    see `pictures.from_files`. `obs` is a table of annotation; `columns` in a data table are moved to the annotation.
     Introduced in notebook 01.
     """
     frames = {name: _frame(path) for name, path in paths.items()}
@@ -164,10 +190,27 @@ def from_tables(paths: Mapping[str, Path], obs: str | Path | None = None, column
     annotation = pd.DataFrame(index=names) if obs is None else _annotation(Path(obs).expanduser(), names, frames)
     modalities = {}
     for name, frame in frames.items():
-        for column in [c for c in columns if c in frame.columns and c not in annotation.columns]:
+        lists = _lists_pictures(frame, columns)
+        moved = [c for c in frame.columns if c != "path"] if lists else columns
+        for column in [c for c in moved if c in frame.columns and c not in annotation.columns]:
             annotation[column] = frame.pop(column)[lambda s: ~s.index.duplicated()].reindex(annotation.index)
-        modalities[name] = part(_numbers(frame, paths[name]), frame.index, frame.columns)
+        if lists:
+            modalities[name] = pictures.from_files(pictures.listed(frame["path"], paths[name]), size, channels)
+        else:
+            modalities[name] = part(_numbers(frame, paths[name]), frame.index, frame.columns)
+    if (size is not None or channels is not None) and not any(map(_has_pictures, modalities.values())):
+        raise ValueError(f"size= and channels= are for pictures, and there are none in {few(paths.values())}")
     return Parts(modalities, annotation, "tables")
+
+
+def _lists_pictures(frame: pd.DataFrame, columns: tuple[str, ...]) -> bool:
+    """Whether a table has one column `path`, of text, that is not asked for as annotation."""
+    there = "path" not in columns and list(frame.columns).count("path") == 1
+    return there and not pd.api.types.is_numeric_dtype(frame["path"])
+
+
+def _has_pictures(adata: AnnData) -> bool:
+    return "image_shape" in adata.uns
 
 
 def _annotation(path: Path, names: pd.Index, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -186,7 +229,12 @@ def _annotation(path: Path, names: pd.Index, frames: Mapping[str, pd.DataFrame])
 
 
 def _frame(path: Path) -> pd.DataFrame:
-    """A table with sample names as index; repeated column names stay as they are, to be reported."""
+    """A table with sample names as index; repeated column names stay as they are, to be reported.
+
+    Of a folder of pictures, the table that would list them.
+    """
+    if path.is_dir():
+        return pictures.in_folder(path.absolute()).to_frame("path")
     try:
         if _ending(path) == ".parquet":
             frame = pd.read_parquet(path)
@@ -210,10 +258,12 @@ def _delimited(path: Path) -> pd.DataFrame:
     def table(**how: Any) -> pd.DataFrame:
         if _ending(path).endswith(".zip"):
             with open_zipped(path) as file:
-                return pd.read_csv(file, sep=separator, index_col=0, low_memory=False, **how)
-        return pd.read_csv(path, sep=separator, index_col=0, low_memory=False, **how)
+                return pd.read_csv(file, sep=separator, low_memory=False, **how)
+        return pd.read_csv(path, sep=separator, low_memory=False, **how)
 
-    frame, head = table(), table(header=None, nrows=1, dtype=str)
+    frame, head = table(dtype={0: str}), table(header=None, nrows=1, dtype=str, index_col=0)
+    if isinstance(frame.index, pd.RangeIndex):  # not the index itself, which pandas would turn 001 into 1 for
+        frame = frame.set_index(frame.columns[0])
     frame.columns = head.iloc[0].to_numpy() if head.shape[1] == frame.shape[1] else frame.columns
     return frame
 

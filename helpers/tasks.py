@@ -8,13 +8,16 @@ from pathlib import Path
 import mudata
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
+from anndata import AnnData
 from torch import Tensor
 
 from helpers import annotation, outcomes
 from helpers.batches import Batch, Samples
 from helpers.models import Model
 from helpers.models.stackix import Stack
+from helpers.wording import closest, few
 
 
 @torch.inference_mode()
@@ -24,8 +27,11 @@ def embed(
     split: str | None = None,
     key: str | None = None,
     batch_size: int = 4096,
+    modality: str | None = None,
 ) -> np.ndarray:
     """Posterior means [n_obs, n_latent] of all samples, or of one split; deterministic.
+
+    `modality` shows the model that one alone, as for X-modalix' latent spaces; samples without it are NaN.
 
     `key` writes them to `data.obsm[key]`, where `data` is a MuData and no split is asked for, and the names of the
     dimensions, where the model has names for them, to `data.uns[key]["names"]`. Candidates of a mixture are averaged
@@ -33,11 +39,12 @@ def embed(
     """
     if key is not None and (split is not None or isinstance(data, Samples)):
         raise ValueError("key= writes to a MuData's obsm and needs all of its samples: pass the MuData, without split")
-    means = []
-    for batch in passes(model, data, split, batch_size):
-        q, weight = model.encode(batch)
-        means.append((weight[..., None] * q.mean).sum(0).cpu())
-    z = torch.cat(means).numpy()
+    shown = passes(model, data, split, batch_size)
+    if modality is None:
+        z = torch.cat([z_of(model, batch).cpu() for batch in shown]).numpy()
+    else:
+        alone = ((batch.showing(modality), batch.mask[modality]) for batch in shown)
+        z = torch.cat([torch.where(seen[:, None], z_of(model, b), torch.nan).cpu() for b, seen in alone]).numpy()
     if key is not None:
         data.obsm[key] = z
         data.uns.update({key: {"names": np.array(model.latent_names)}} if model.latent_names else {})
@@ -54,8 +61,7 @@ def reconstruct(
     """
     means: dict[str, list[Tensor]] = {}
     for batch in passes(model, data, split, batch_size):
-        q, weight = model.encode(batch)
-        for m, p in model.decode((weight[..., None] * q.mean).sum(0), batch.library).items():
+        for m, p in model.decode(z_of(model, batch), batch.library).items():
             means.setdefault(m, []).append(p.mean.cpu())
     return {m: torch.cat(parts).numpy() for m, parts in means.items()}
 
@@ -82,6 +88,120 @@ def decode(model: Model, z: np.ndarray, library: Mapping[str, Tensor] | None = N
     device = next(model.parameters()).device
     decoded = model.decode(torch.as_tensor(z, dtype=torch.float32, device=device), library)
     return {m: p.mean.cpu().numpy() for m, p in decoded.items()}
+
+
+@torch.inference_mode()
+def translate(
+    model: Model,
+    data: Samples | mudata.MuData,
+    source: str,
+    target: str,
+    split: str | None = None,
+    batch_size: int = 4096,
+) -> np.ndarray:
+    """What `target` would look like, from `source` alone: expected values [n_obs, n_vars of the target], decoded from
+    posterior means, so that the answer is always the same. Rows of samples without `source` are NaN.
+
+    All samples, or those of one split, on the scale the model was trained on (`prepare.inverse` leads back). Counts
+    are for the observed library size of the target, 10,000 where it was not measured. `source == target` is the
+    reconstruction. Works with every model that has an encoder per modality or a fusion that can miss some. Raises
+    ValueError for unknown modalities. Introduced in notebook 04.
+    """
+    parts = [
+        decoded(model, z_of(model, batch), batch, target)
+        for batch in seen_from(model, data, source, target, split, batch_size)
+    ]
+    return torch.cat(parts).cpu().numpy()
+
+
+@torch.inference_mode()
+def uncertainty(
+    model: Model,
+    data: Samples | mudata.MuData,
+    source: str,
+    target: str,
+    split: str | None = None,
+    draws: int = 50,
+    seed: int = 0,
+    batch_size: int = 1024,
+) -> np.ndarray:
+    """Standard deviation [n_obs, n_vars of the target] of what `translate` says, over `draws` from the posterior.
+
+    It holds what the source leaves open in the latent space, not the noise of a measurement. NaN as in `translate`.
+    Introduced in notebook 04.
+    """
+    if draws < 2:
+        raise ValueError(f"draws is {draws}; a standard deviation needs two or more")
+    noise, parts = torch.Generator(next(model.parameters()).device).manual_seed(seed), []
+    for batch in seen_from(model, data, source, target, split, batch_size):
+        q, weight = model.encode(batch)
+        each = torch.stack(
+            [decoded(model, (weight[..., None] * q.sample(noise)).sum(0), batch, target) for _ in range(draws)]
+        )
+        parts.append(each.std(0))
+    return torch.cat(parts).cpu().numpy()
+
+
+def impute(model: Model, mdata: mudata.MuData, batch_size: int = 4096) -> mudata.MuData:
+    """A copy in which every sample has every modality: measured values stay, missing ones are translated from what
+    the sample has (mean of the posteriors of its modalities). `mdata[modality].obs["imputed"]` says which rows are.
+
+    Modalities that the model does not know stay as they are; those it does become dense where something is filled in.
+    Raises ValueError for samples that no modality of the model has measured. Introduced in notebook 04.
+    """
+    samples = Samples(mdata, next(model.parameters()).device)
+    with torch.inference_mode():
+        means: dict[str, list[Tensor]] = {}
+        for batch in passes(model, samples, None, batch_size):
+            q, weight = model.encode(batch)
+            if bool((weight.sum(0) == 0).any()):
+                lost = mdata.obs_names[batch.index[weight.sum(0) == 0].cpu().numpy()]
+                raise ValueError(
+                    f"{len(lost)} samples have no modality that the model reads: {few(lost)}; leave them out"
+                )
+            for m in model.likelihoods:
+                means.setdefault(m, []).append(decoded(model, (weight[..., None] * q.mean).sum(0), batch, m).cpu())
+    known = {m: torch.cat(parts).numpy() for m, parts in means.items()}
+    filled = mudata.MuData({m: completed(mdata, m, known[m]) if m in known else mdata[m].copy() for m in mdata.mod})
+    filled.obs = mdata.obs.loc[filled.obs_names].copy()
+    filled.uns.update(mdata.uns)
+    return filled if filled.obs_names.equals(mdata.obs_names) else filled[mdata.obs_names].copy()
+
+
+def completed(mdata: mudata.MuData, modality: str, expected: np.ndarray) -> AnnData:
+    """A modality with a row for every sample, `expected` [n_obs, n_vars] where there was none."""
+    measured = mdata[modality]
+    position = measured.obs_names.get_indexer(mdata.obs_names)
+    x = measured.X.toarray() if sp.issparse(measured.X) else np.asarray(measured.X)
+    obs = measured.obs.reindex(mdata.obs_names).assign(imputed=position < 0)
+    values = np.where((position < 0)[:, None], expected, x[position])
+    return AnnData(values.astype(np.float32), obs=obs, var=measured.var.copy(), uns=dict(measured.uns))
+
+
+def seen_from(
+    model: Model, data: Samples | mudata.MuData, source: str, target: str, split: str | None, batch_size: int
+) -> Iterator[Batch]:
+    """Batches that show the source alone; ValueError where a modality is unknown."""
+    samples = data if isinstance(data, Samples) else Samples(data, next(model.parameters()).device)
+    for name, known, role in ((source, samples.modalities, "data"), (target, model.likelihoods, "model")):
+        if name not in known:
+            raise ValueError(f"the {role} has no modality {name!r}{closest(name, known)}; it has {few(known)}")
+    for batch in passes(model, samples, split, batch_size):
+        yield batch.showing(source)
+
+
+def z_of(model: Model, batch: Batch) -> Tensor:
+    """Posterior means [batch, n_latent], averaged over candidates by their weights."""
+    q, weight = model.encode(batch)
+    return (weight[..., None] * q.mean).sum(0)
+
+
+def decoded(model: Model, z: Tensor, batch: Batch, target: str) -> Tensor:
+    """Expected values of one modality; NaN where the batch shows nothing of a sample."""
+    depth = batch.library.get(target)
+    library = {} if depth is None else {target: torch.where(depth > 0, depth, 1e4)}
+    seen = torch.stack(list(batch.mask.values())).any(0)
+    return torch.where(seen[:, None], model.decode(z, library)[target].mean, torch.nan)
 
 
 @torch.inference_mode()

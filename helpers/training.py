@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
+from helpers.balance import Balanced, Schedules, Shares, first_look, weighing, weighted
 from helpers.batches import Samples, check_batch_size, epoch
-from helpers.project import write_atomic
-from helpers.schedules import Curve, scaled
+from helpers.checkpoints import nested, random_states, read_checkpoint, set_random_states, under, write_checkpoint
+from helpers.likelihoods import check_support
+from helpers.schedules import Curve
+from helpers.wording import few
 
 Record = Callable[[nn.Module, Samples], Mapping[str, float]]
 Watch = Callable[[int, Mapping[str, Mapping[str, float]], bool], None]
@@ -63,7 +64,7 @@ def fit(
     model: nn.Module,
     data: Samples | object,
     *,
-    weights: Mapping[str, float | Curve] | None = None,
+    weights: Mapping[str, float | Curve] | Shares | None = None,
     optimiser: type[torch.optim.Optimizer] | Callable = torch.optim.AdamW,
     device: str = "auto",
     record: Record | None = None,
@@ -78,19 +79,22 @@ def fit(
 
     Parameters
     ----------
-    model : anything with `losses(batch, generator) -> {term: scalar}`; moved to the device, left in eval mode.
+    model : anything with `losses(batch, generator) -> {term: scalar}`; moved to the device, left in eval mode. It may
+        have `check(samples)`, which raises `ValueError` on data that cannot train it, `parameter_groups(lr)`, a list
+        of dicts for the optimiser, and `floors(batch) -> {term: scalar}` for `balance.Shares`.
     data : a MuData, or `Samples` where several models share one data set.
     weights : term, or its part before "/", -> number or schedule (`schedules.scaled(beta, "logistic-mid")`);
         1 where not named. The history holds unweighted terms, `weight/<term>` and the weighted `total`. On the
-        valid split, `total` uses the weights of the last epoch, so that epochs compare.
+        valid split, `total` uses the weights of the last epoch, so that epochs compare. Or `balance.Shares`: wanted
+        shares of the loss, from which weights are found; the history then holds `floor/<term>` at epoch 0.
     optimiser : called as `optimiser(parameters, lr=…, weight_decay=…, fused=True)`.
     record, record_every : numbers to add to the history every so many epochs, `record(model, samples)`.
-    watch : told after every epoch, `watch(epoch, {split: {term: value}}, settled)`: settled once all schedules have
+    watch : told after every epoch, `watch(epoch, {split: {term: value}}, settled)`: settled once all weights have
         reached their last value. What it raises ends the training.
     checkpoint, checkpoint_every : file to write every so many epochs and to resume from where it exists.
     progress : one progress bar; by default in interactive use only.
     **settings : fields of `Settings`: epochs, batch_size, lr, weight_decay, clip_norm, patience (epochs without a
-        better valid total, counted once all schedules have settled; the best weights are restored), precision
+        better valid total, counted once all weights have settled; the best weights are restored), precision
         ("fp32", "tf32", "bf16"), compile, seed.
 
     Raises `TrainingDiverged` on NaN (the last good weights are kept), `ValueError` on unknown settings, unknown
@@ -100,29 +104,31 @@ def fit(
     unknown = set(settings) - set(Settings.__dataclass_fields__)
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}; choose from {list(Settings.__dataclass_fields__)}")
-    chosen = Settings(**settings)
+    chosen, path = Settings(**settings), None if checkpoint is None else Path(checkpoint)
     samples = data if isinstance(data, Samples) else Samples(data, device)
     check_batch_size(len(samples.rows("train")), chosen.batch_size)
     check_support(model, samples)
+    if hasattr(model, "check"):
+        model.check(samples)
     with seeded(chosen.seed, samples.device), matmul_precision(chosen.precision):
-        run = Run(model, samples, chosen, dict(weights or {}), optimiser)
-        if checkpoint is not None and Path(checkpoint).exists():
-            run.restore(Path(checkpoint))
+        run = Run(model, samples, chosen, weighing(weights, chosen.epochs), optimiser)
+        run.begin(path)
         for _ in bar(run.epoch, chosen.epochs, progress, run):
             if run.finished:
                 break
             terms = run.one_epoch(record if (run.epoch + 1) % record_every == 0 else None)
             if watch is not None:
                 watch(run.epoch, terms, run.settled_at is not None)
-            if checkpoint is not None and (run.finished or run.epoch % checkpoint_every == 0):
-                run.save(Path(checkpoint))
+            if path is not None and (run.finished or run.epoch % checkpoint_every == 0):
+                run.save(path)
         run.use_best()
+        run.weights.end()
     return run.table()
 
 
 @dataclass
 class Best:
-    """The weights to fall back on: the best once schedules have settled, the newest good ones before."""
+    """The weights to fall back on: the best once weights have settled, the newest good ones before."""
 
     state: dict[str, Tensor]
     score: float = float("inf")
@@ -141,7 +147,7 @@ class Run:
     model: nn.Module
     samples: Samples
     settings: Settings
-    weights: dict[str, float | Curve]
+    weights: Schedules | Balanced
     make_optimiser: Callable
     epoch: int = 0
     settled_at: int | None = None  # epoch after which scores compare
@@ -150,29 +156,47 @@ class Run:
     def __post_init__(self):
         s, device = self.settings, self.samples.device
         self.model.to(device)
-        self.parameters = list(self.model.parameters())
-        self.optimiser = self.make_optimiser(self.parameters, lr=s.lr, weight_decay=s.weight_decay, fused=True)
+        self.parameters, groups = list(self.model.parameters()), parameter_groups(self.model, s.lr)
+        self.optimiser = self.make_optimiser(groups, lr=s.lr, weight_decay=s.weight_decay, fused=True)
         self.shuffle = torch.Generator().manual_seed(s.seed)
         self.noise = torch.Generator(device).manual_seed(s.seed + 1)
+        self.generators = {"shuffle": self.shuffle, "noise": self.noise}
         self.train, self.valid = self.samples.rows("train"), self.samples.rows("valid")
         self.losses = torch.compile(self.model.losses) if s.compile else self.model.losses
         self.best = Best(copy.deepcopy(self.model.state_dict()))
-        self.curves = {k: w if callable(w) else scaled(w) for k, w in self.weights.items()}
+
+    # -- before the first epoch --------------------------------------------------------------------------------
+
+    def begin(self, path: Path | None) -> None:
+        """Continue from a checkpoint where there is one; else set the first weights."""
+        if path is not None and path.exists():
+            self.restore(path)
+        else:
+            self.rows += [(0, "train", f"floor/{term}", v) for term, v in self.weights.begin(self.look).items()]
+
+    def look(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Loss terms and floors of the untrained model; leaves no trace in the run."""
+        with seeded(self.settings.seed, self.samples.device), self.autocast():
+            terms, floors = first_look(self.model, self.samples, self.noise, self.settings.seed)
+        self.model.load_state_dict(self.best.state)  # batch-norm statistics and running means
+        self.check_finite({"train": terms | {f"floor/{term}": v for term, v in floors.items()}})
+        return terms, floors
 
     # -- one epoch ---------------------------------------------------------------------------------------------
 
     def one_epoch(self, record: Record | None) -> dict[str, dict[str, float]]:
         """Train, evaluate, log and judge; raises `TrainingDiverged` with the last good weights restored."""
-        now, last = self.weights_at(self.epoch), self.weights_at(self.settings.epochs - 1)
+        t, now, last = self.epoch, self.weights.at(self.epoch), self.weights.last()
         terms = {"train": self.pass_over(self.train, now, train=True)}
         if len(self.valid):
             terms["valid"] = self.pass_over(self.valid, last, train=False)
         self.check_finite(terms)
+        self.weights.observe(t, terms["train"])
         self.epoch += 1
         for split, values in terms.items():
             self.rows += [(self.epoch, split, term, value) for term, value in values.items()]
         self.rows += [(self.epoch, "train", f"weight/{k}", w) for k, w in now.items()]
-        self.judge(terms.get("valid", {}).get("total"), settled=has_settled(now, last))
+        self.judge(terms.get("valid", {}).get("total"), settled=t >= self.weights.fixed_from and has_settled(now, last))
         if record is not None:
             with torch.no_grad(), torch.random.fork_rng():
                 self.rows += [
@@ -209,9 +233,6 @@ class Run:
         if self.settings.precision != "bf16":
             return contextlib.nullcontext()
         return torch.autocast(self.samples.device.type, torch.bfloat16)
-
-    def weights_at(self, t: int) -> dict[str, float]:
-        return {name: float(curve(t, self.settings.epochs)) for name, curve in self.curves.items()}
 
     def check_finite(self, terms: Mapping[str, Mapping[str, float]]) -> None:
         bad = [
@@ -252,9 +273,9 @@ class Run:
     def fingerprint(self) -> str:
         """What must agree for a checkpoint to be this run's: settings, schedules, network, training rows."""
         network = [(name, list(value.shape)) for name, value in self.model.state_dict().items()]
-        weights = [self.weights_at(t) for t in range(self.settings.epochs)]
         names = "\n".join(self.samples.obs_names[self.train.cpu().numpy()])
-        return hashlib.sha256(json.dumps([asdict(self.settings), network, weights, names]).encode()).hexdigest()
+        agreed = [asdict(self.settings), network, self.weights.plan(), names]
+        return hashlib.sha256(json.dumps(agreed).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
         """Weights, optimiser, random states and history in one safetensors file with a JSON header; atomic."""
@@ -262,16 +283,17 @@ class Run:
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in self.best.state.items()}
         tensors |= {f"optimiser/{i}/{k}": v for i, slot in slots.items() for k, v in slot.items()}
-        tensors |= {f"random/{k}": v for k, v in self.random_states().items()}
-        progress = {"epoch": self.epoch, "settled_at": self.settled_at, "rows": self.rows}
-        best = {"score": self.best.score, "epoch": self.best.epoch}
+        tensors |= {f"random/{k}": v for k, v in random_states(self.generators, self.samples.device).items()}
         header = {
             "fingerprint": self.fingerprint(),
             "settings": asdict(self.settings),
-            "best": best,
-            **progress,
+            "best": {"score": self.best.score, "epoch": self.best.epoch},
+            "epoch": self.epoch,
+            "settled_at": self.settled_at,
+            "rows": self.rows,
+            "weights": self.weights.state(),
         }
-        write_atomic(path, save({k: v.contiguous() for k, v in tensors.items()}, {"run": json.dumps(header)}))
+        write_checkpoint(path, header, tensors)
 
     def restore(self, path: Path) -> None:
         """Continue where `save` left off; raises `ValueError` where the file is damaged or of another run."""
@@ -285,37 +307,12 @@ class Run:
         state = self.optimiser.state_dict()
         state["state"] = nested(under("optimiser", tensors))
         self.optimiser.load_state_dict(state)
-        self.set_random_states(under("random", tensors))
+        set_random_states(under("random", tensors), self.generators, self.samples.device)
         best = {k: v.to(self.samples.device) for k, v in under("best", tensors).items()}
         self.best = Best(best, **header["best"])
         self.epoch, self.settled_at = header["epoch"], header["settled_at"]
         self.rows = [tuple(row) for row in header["rows"]]
-
-    def random_states(self) -> dict[str, Tensor]:
-        states = {
-            "shuffle": self.shuffle.get_state(),
-            "noise": self.noise.get_state(),
-            "cpu": torch.get_rng_state(),
-        }
-        if self.samples.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self.samples.device)
-        return states
-
-    def set_random_states(self, states: Mapping[str, Tensor]) -> None:
-        self.shuffle.set_state(states["shuffle"])
-        self.noise.set_state(states["noise"])
-        torch.set_rng_state(states["cpu"])
-        if "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"], self.samples.device)
-
-
-def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Σ weight × term; a weight applies to the term of its name, or to all terms "name/…"."""
-    groups = {term: next((n for n in (term, term.split("/")[0]) if n in weights), None) for term in terms}
-    unused = set(weights) - set(groups.values())
-    if unused:
-        raise ValueError(f"weights for {sorted(unused)}, but the model's loss terms are {list(terms)}")
-    return torch.stack([v if groups[k] is None else weights[groups[k]] * v for k, v in terms.items()]).sum()
+        self.weights.restore(header.get("weights", {}))  # files of fixed weights were once written without
 
 
 def has_settled(now: Mapping[str, float], last: Mapping[str, float]) -> bool:
@@ -323,22 +320,18 @@ def has_settled(now: Mapping[str, float], last: Mapping[str, float]) -> bool:
     return all(abs(now[k] - last[k]) <= (1 - SETTLED) * abs(last[k]) for k in last)
 
 
-def check_support(model: nn.Module, samples: Samples) -> None:
-    """Raise `ValueError` where data lie outside the support of their likelihood: negative counts, values not in 0…1."""
-    for name, likelihood in getattr(model, "likelihoods", {}).items():
-        low, high = (
-            getattr(likelihood.support, "lower_bound", None),
-            getattr(likelihood.support, "upper_bound", None),
-        )
-        values = samples.modalities[name].rows.values
-        least, most = (float(v) for v in values.aminmax()) if len(values) else (0.0, 0.0)
-        if (low is not None and least < low) or (high is not None and most > high):
-            below = 0 if low is None else int((values < low).sum())
-            above = 0 if high is None else int((values > high).sum())
-            raise ValueError(
-                f"modality {name!r} holds {below} values below {low} and {above} above {high}, which "
-                f"{likelihood.__name__} cannot describe: give raw counts, rescale, or choose another head"
-            )
+def parameter_groups(model: nn.Module, lr: float) -> list:
+    """What to hand to the optimiser: the model's own groups where it has some, else its parameters.
+
+    Raises `ValueError` where a parameter is in no group, since it would silently stay as it is.
+    """
+    if not hasattr(model, "parameter_groups"):
+        return list(model.parameters())
+    groups = model.parameter_groups(lr)
+    given = {id(p) for group in groups for p in group["params"]}
+    if forgotten := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in given]:
+        raise ValueError(f"model.parameter_groups leaves out {few(forgotten)}: they would never be trained")
+    return groups
 
 
 @contextlib.contextmanager
@@ -372,28 +365,3 @@ def bar(start: int, epochs: int, progress: bool | None, run: Run) -> Iterator[in
             yield number
             totals = [(split, f"{v:.4g}") for _, split, term, v in run.rows[-64:] if term == "total"]
             epochs_bar.set_postfix(dict(totals[-2:]), refresh=False)
-
-
-def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Header and tensors of a checkpoint; nothing in the file is executed."""
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["run"]), {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {path} is damaged or not one of ours ({error}): delete it to start over"
-        ) from error
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix/`, without it."""
-    return {name.removeprefix(f"{prefix}/"): v for name, v in tensors.items() if name.startswith(f"{prefix}/")}
-
-
-def nested(flat: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """{"0/step": t} -> {0: {"step": t}}: an optimiser's slots."""
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in flat.items():
-        number, key = name.split("/", 1)
-        slots.setdefault(int(number), {})[key] = value
-    return slots

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import gzip
 import hashlib
 import re
 import stat
@@ -22,7 +23,7 @@ import tifffile
 import xarray as xr
 from faults import data_server
 
-from helpers import checks, datasets, project, sources
+from helpers import bundled, checks, datasets, project, sources
 
 NO_NETWORK = [
     name for name, entry in datasets.registry().items() if all(sources.is_cached(file) for file in entry.files)
@@ -159,6 +160,41 @@ def test_choosing_modalities_of_a_mosaic_keeps_only_their_samples():
 def test_digits_are_images():
     image = datasets.load("digits")["image"]
     assert list(image.uns["image_shape"]) == [8, 8, 1] and (image.X.min(), image.X.max()) == (0, 1)
+
+
+def test_digits_stand_for_the_cancer_types_of_simulated_tumours():
+    mdata = datasets.load("bulk-digits", n_obs=60, seed=2)
+    rna, image, obs = mdata["rna"], mdata["image"], mdata.obs
+    assert not rna.obs_names.isin(image.obs_names).any() and mdata.n_obs == 60 + 901
+    types = list(obs["cancer_type"].cat.categories)
+    shown, tumours = obs.loc[image.obs_names], obs.loc[rna.obs_names]
+    assert len(types) == 5 and [types[int(k)] for k in shown["digit"]] == shown["cancer_type"].tolist()
+    alone = datasets.load("sim-bulk", n_obs=60, n_types=5, seed=2)
+    assert np.array_equal(rna.X, alone["rna"].X) and tumours["cancer_type"].equals(alone.obs["cancer_type"])
+    assert tumours["digit"].isna().all() and not tumours.drop(columns="digit").isna().any(axis=None)
+    assert shown.drop(columns=["digit", "cancer_type"]).isna().all(axis=None)
+    plain = datasets.load("digits")
+    assert shown["digit"].astype(str).equals(plain.obs["digit"].loc[image.obs_names].astype(str))
+
+
+def test_pictures_of_digits_are_resized():
+    small, large = (datasets.load("bulk-digits", n_obs=60, size=size)["image"] for size in (8, (16, 24)))
+    plain = datasets.load("digits")["image"]
+    assert np.allclose(small.X, plain[small.obs_names].X) and list(large.uns["image_shape"]) == [16, 24, 1]
+    assert large.n_vars == 16 * 24 and 0.9 < large.X.mean() / small.X.mean() < 1.1
+
+
+def test_unpaired_sets_load_and_stay_loadable_from_a_copy_but_users_must_ask(tmp_path):
+    mdata = datasets.load("bulk-digits", n_obs=60, size=8)
+    assert datasets.registry()["bulk-digits"].unpaired and mdata.uns["dataset"]["unpaired"]
+    assert datasets.validate(mdata) is mdata
+    mdata.write(tmp_path / "copy.h5mu")
+    assert datasets.load(tmp_path / "copy.h5mu").n_obs == mdata.n_obs
+    del mdata.uns["dataset"]["unpaired"]
+    mdata.write(tmp_path / "other.h5mu")
+    with refused("no samples in common"):
+        datasets.load(tmp_path / "other.h5mu")
+    assert "unpaired" not in datasets.load("sim-bulk", n_obs=60).uns["dataset"]
 
 
 def test_import_is_light():
@@ -425,6 +461,16 @@ def test_faults_of_tables_are_named(frame, tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
     with refused("broken.parquet cannot be read as a table"):
         datasets.load(tmp_path / "broken.parquet")
+
+
+@pytest.mark.parametrize("corner", ["sample", ""])
+def test_sample_names_that_look_like_numbers_stay_as_they_are(frame, tmp_path, corner):
+    frame.index = [f"{i:03d}" for i in range(60)]
+    frame.to_csv(tmp_path / "rna.csv", index_label=corner)
+    annotation(frame).to_csv(tmp_path / "obs.csv", index_label=corner)
+    mdata = datasets.load(tmp_path / "rna.csv", obs=tmp_path / "obs.csv", label_key="type")
+    assert list(mdata.obs_names) == list(frame.index) and mdata.obs["type"].notna().all()
+    assert np.array_equal(mdata["rna"].X, frame) and list(mdata["rna"].var_names) == list("ABCDE")
 
 
 def test_annotation_must_name_the_samples(frame, tmp_path):
@@ -778,6 +824,91 @@ def test_tcga_breast_is_a_mosaic(monkeypatch, tmp_path):
     assert {m: mdata[m].shape for m in mdata.mod} == {"rna": (3, 3), "mirna": (3, 2), "protein": (2, 4)}
     assert mdata.obs["subtype"].tolist() == ["Basal", "LumA", "Her2"]
     assert mdata.obs["published_split"].tolist() == ["train", "train", "test"]
+
+
+def idx(path, values, magic=None):
+    """A gzipped file in MNIST's format."""
+    head = bytes([0, 0, 8, values.ndim]) if magic is None else magic
+    sizes = np.array(values.shape, ">u4").tobytes()
+    path.write_bytes(gzip.compress(head + sizes + values.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture
+def handwriting(tmp_path):
+    """Twelve pictures of 28 x 28 pixels in the format of MNIST; picture i shows digit i, then 0 and 1 again."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 28, 28))
+    paths = {what: tmp_path / f"t10k-{what}-ubyte.gz" for what in ("images-idx3", "labels-idx1")}
+    idx(paths["images-idx3"], images)
+    idx(paths["labels-idx1"], np.arange(12) % 10)
+    return images, {path.name: path for path in paths.values()}
+
+
+def test_mnist_is_read_as_it_is_stored(handwriting):
+    images, files = handwriting
+    mdata = checks.assemble(sources.mnist(files))
+    assert np.allclose(mdata["image"].X.reshape(12, 28, 28), images / 255)
+    assert list(mdata["image"].uns["image_shape"]) == [28, 28, 1] and mdata["image"].var_names[29] == "pixel_1_1"
+    assert mdata.obs["digit"].tolist() == [str(i % 10) for i in range(12)]
+    small = sources.mnist(files, size=(10, 14)).modalities["image"]
+    assert small.shape == (12, 140) and list(small.uns["image_shape"]) == [10, 14, 1]
+
+
+def test_damaged_idx_files_are_named(handwriting, tmp_path):
+    _, files = handwriting
+    path = files["t10k-images-idx3-ubyte.gz"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with refused(str(path), "not a whole gzip file"):
+        sources.read_idx(path)
+    path.write_bytes(b"<html>not found</html>")
+    with refused(str(path), "not a whole gzip file"):
+        sources.read_idx(path)
+    for raw in (b"", b"\0\0", b"<html>", b"\0\0\x0d\1\0\0\0\1\0", b"\0\0\x08\3\0\0\0\1", b"\0\0\x08\0\0"):
+        path.write_bytes(gzip.compress(raw))
+        with refused(str(path), "does not begin as an idx file"):
+            sources.read_idx(path)
+    body = gzip.decompress(whole)
+    for wrong, held in ((body[:-1], 9407), (body + b"x", 9409)):
+        path.write_bytes(gzip.compress(wrong))
+        with refused("says 12 x 28 x 28 values", f"holds {held}"):
+            sources.read_idx(path)
+    path.write_bytes(gzip.compress(b"\0\0\x08\3" + b"\xff" * 12))
+    with refused("says 4294967295 x 4294967295 x 4294967295 values but holds 0"):
+        sources.read_idx(path)
+
+
+def test_images_and_labels_of_mnist_must_belong_together(handwriting):
+    _, files = handwriting
+    idx(files["t10k-labels-idx1-ubyte.gz"], np.arange(11))
+    with refused("images (12, 28, 28) and labels (11,)"):
+        sources.mnist(files)
+
+
+def test_digits_stand_for_the_pam50_classes_of_tumours(cohort, handwriting, tmp_path):
+    _, files = handwriting
+    clinical = {
+        "Patient ID": ["TCGA-14-0003", "TCGA-02-0001", "TCGA-E2-0002", "TCGA-14-0004"],
+        "Subtype": ["BRCA_Normal", "BRCA_LumA", None, "BRCA_Basal"],
+        "Neoplasm Disease Stage American Joint Committee on Cancer Code": ["STAGE IIIC", "STAGE IV", "STAGE X", None],
+    }
+    for months, status in sources.CLINICAL_SURVIVAL.values():
+        clinical |= {months: [1.5, 2.5, None, 3.0], status: ["1:DEAD", "0:LIVING", None, "0:LIVING"]}
+    pd.DataFrame(clinical).to_csv(tmp_path / "clinical.tsv", sep="\t", index=False)
+    parts = bundled.brca_mnist({**cohort, **files, "clinical.tsv": tmp_path / "clinical.tsv"}, size=14)
+    assert checks.problems(parts) == [] and parts.unpaired
+    mdata = checks.assemble(parts)
+    assert {m: mdata[m].shape for m in mdata.mod} == {"rna": (3, 1), "cnv": (3, 2), "image": (7, 196)}
+    assert mdata.obs["pam50"].tolist()[:3] == ["LumA", "Normal", "Basal"]
+    assert mdata.obs["digit"].tolist()[3:] == ["0", "1", "2", "3", "4", "0", "1"]
+    assert mdata.obs["pam50"].tolist()[3:] == ["LumA", "LumB", "Basal", "Her2", "Normal", "LumA", "LumB"]
+    assert list(mdata.obs["pam50"].cat.categories) == list(bundled.PAM50)
+
+
+def test_a_file_may_have_a_folder_of_its_own():
+    folders = [file.path.split("/")[0] for file in datasets.registry()["brca-mnist"].files]
+    assert folders == ["tcga_pancan", "tcga_pancan", "mnist", "mnist"]
+    same = {file.path: file for name in ("tcga-brca", "mnist") for file in datasets.registry()[name].files}
+    assert {file.path: file for file in datasets.registry()["brca-mnist"].files} == same
 
 
 # --- the command line ---

@@ -26,13 +26,25 @@ SECTIONS = "Question,What you will see,Data,Idea,Model,Train,Results,What we lea
 )
 # imports run downwards in this order; a new module finds its place here
 ORDER = """wording
-project checks simulate sources tables datasets splits features prepare batches layers likelihoods encoders
-priors decoders fusion penalties schedules identifiers ontology terms models training sweeps studies tuning metrics
-robustness attribution controls claims annotation learners outcomes tasks zoo plots term_plots study_plots explore
-parameters report kernels run""".split()
+project checks pictures simulate embryo sources bundled tables datasets splits features prepare batches layers
+likelihoods encoders priors decoders fusion penalties schedules identifiers ontology terms models checkpoints balance
+training sweeps studies tuning metrics robustness attribution controls alignment translation claims annotation learners
+outcomes tasks zoo plots term_plots study_plots translation_plots explore parameters report kernels run""".split()
 HEAVY = ["scanpy", "umap", "jax", "sklearn", "matplotlib", "papermill", "nbconvert", "ipywidgets", "IPython", "numba"]
-LOADS_DATA = {"checks", "simulate", "sources", "tables", "datasets", "splits", "features", "prepare"}
-DRAWS = {"plots", "term_plots", "study_plots", "explore"}
+LOADS_DATA = {
+    "checks",
+    "pictures",
+    "simulate",
+    "embryo",
+    "sources",
+    "bundled",
+    "tables",
+    "datasets",
+    "splits",
+    "features",
+    "prepare",
+}
+DRAWS = {"plots", "term_plots", "study_plots", "translation_plots", "explore"}
 
 
 def read(notebook: Path) -> dict:

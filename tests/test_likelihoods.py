@@ -8,6 +8,11 @@ import torch
 from helpers.likelihoods import N_TABLE, Bernoulli, Gaussian, NegativeBinomial
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_in_every_run():
+    torch.manual_seed(0)
+
+
 def numpy(t):
     return t.detach().double().numpy()
 
@@ -65,6 +70,59 @@ def test_probabilities_sum_to_one():
     counts = torch.arange(3000.0, dtype=torch.double)[:, None]
     p = NegativeBinomial(torch.full((3000, 1), 2.0, dtype=torch.double), torch.tensor([0.3], dtype=torch.double))
     assert p.log_prob(counts).exp().sum().item() == pytest.approx(1.0, abs=1e-9)
+
+
+COUNTS = torch.tensor([[0.0, 1, 3, N_TABLE], [N_TABLE + 1, 0, 200, 5000]], dtype=torch.double)
+
+
+@pytest.mark.parametrize("variance", [0.5, torch.tensor([0.3, 1.0, 4.0])])
+def test_saturated_gaussian_is_scipys(variance):
+    x = torch.randn(5, 3)
+    expected = st.norm.logpdf(numpy(x), numpy(x), np.sqrt(np.asarray(variance, dtype=float)))
+    np.testing.assert_allclose(numpy(Gaussian(torch.zeros(5, 3), variance).saturated(x)), expected, atol=1e-6)
+
+
+def test_saturated_bernoulli_is_minus_scipys_entropy():
+    x = torch.tensor([[0.0, 1.0, 0.5, 0.2, 0.999]], dtype=torch.double)
+    value = Bernoulli(torch.randn(1, 5)).saturated(x)
+    np.testing.assert_allclose(numpy(value), -st.bernoulli.entropy(numpy(x)), atol=1e-12)
+    assert value[0, :2].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("per_sample", [False, True], ids=["r per feature", "r per value"])
+def test_saturated_negative_binomial_is_scipys(per_sample):
+    """Its own r, and the mean at the counts; zero counts are certain under a mean of zero."""
+    log_r = torch.randn(4, dtype=torch.double) * 2
+    r = numpy(log_r.exp())
+    expected = st.nbinom.logpmf(numpy(COUNTS), r, r / (r + numpy(COUNTS)))
+    p = NegativeBinomial(torch.randn(2, 4, dtype=torch.double), log_r.expand(2, 4) if per_sample else log_r)
+    np.testing.assert_allclose(numpy(p.saturated(COUNTS)), expected, rtol=1e-9, atol=1e-12)
+    few = torch.cat([COUNTS[:1], COUNTS[1:].clamp(max=N_TABLE)])  # single precision cannot hold log 5000!
+    single = NegativeBinomial(torch.randn(2, 4), log_r.float()).saturated(few.float())
+    expected = st.nbinom.logpmf(numpy(few), r, r / (r + numpy(few)))
+    np.testing.assert_allclose(numpy(single), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "x"),
+    [
+        (lambda m: Gaussian(m, torch.tensor([0.3, 1.0, 4.0, 0.5])), torch.randn(2, 4, dtype=torch.double)),
+        (Bernoulli, torch.rand(2, 4, dtype=torch.double).round(decimals=1)),
+        (lambda m: NegativeBinomial(m, torch.tensor([-2.0, 0.0, 1.0, 4.0], dtype=torch.double)), COUNTS),
+    ],
+    ids=["Gaussian", "Bernoulli", "NegativeBinomial"],
+)
+def test_no_mean_gives_more_than_the_saturated_density(make, x):
+    torch.manual_seed(0)
+    for scale in (0.01, 1.0, 5.0):
+        p = make(scale * torch.randn(2, 4, dtype=torch.double))
+        assert (p.log_prob(x) <= p.saturated(x) + 1e-12).all()
+
+
+def test_the_deviance_of_a_gaussian_is_the_scaled_squared_error():
+    x, mean = torch.randn(7, 4), torch.randn(7, 4)
+    p = Gaussian(mean, 2.0)
+    torch.testing.assert_close(p.saturated(x) - p.log_prob(x), (x - mean) ** 2 / 4)
 
 
 @pytest.mark.parametrize(

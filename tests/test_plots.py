@@ -142,3 +142,69 @@ def test_menus_draw_once_per_choice(monkeypatch):
     assert bytes(image.value) == before and drawn == [("varix", 2), ("ontix", 2)]
     monkeypatch.setenv("WORKBOOK_RUN_DIR", "somewhere")
     assert isinstance(explore.choose({"model": ["varix"], "size": [2]}, draw), plt.Figure)
+
+
+@pytest.fixture
+def walk():
+    times = np.linspace(0, 7, 15)
+    profile = pd.DataFrame({f"TF{k}": (1 + k % 2) * np.exp(-((times - k / 3) ** 2)) for k in range(20)})
+    return times, {"protein": profile}, {"protein → image": np.repeat(times[:, None] / 7, 24, axis=1)}
+
+
+def test_a_walk_shows_what_changes_most_in_order_of_its_peak(walk):
+    _, profiles, _ = walk
+    shown = explore.changing(profiles["protein"], 5)
+    assert set(shown) == set(profiles["protein"].var().nlargest(5).index)
+    assert (np.diff(shown.to_numpy().argmax(0)) >= 0).all()
+
+
+def test_steps_of_a_walk_share_their_scale(walk):
+    _, profiles, frames = walk
+    first, last = (explore.walk_step(at, profiles, frames, (6, 4, 1), "time") for at in (0, 14))
+    assert first.axes[0].get_xlim() == last.axes[0].get_xlim()
+    heights = [bar.get_width() for bar in last.axes[0].patches]
+    assert heights == pytest.approx(list(explore.changing(profiles["protein"]).iloc[14]))
+    assert [float(np.max(fig.axes[1].images[0].get_array())) for fig in (first, last)] == [0.0, 1.0]
+    assert last.axes[1].get_title() == "protein → image" and first.axes[1].images[0].get_clim() is not None
+
+
+def test_the_translator_swaps_steps_drawn_beforehand(monkeypatch, walk):
+    times, profiles, frames = walk
+    monkeypatch.delenv("WORKBOOK_RUN_DIR", raising=False)
+    drawn, draw = [], explore.walk_step
+    monkeypatch.setattr(explore, "walk_step", lambda at, *rest: drawn.append(at) or draw(at, *rest))
+    some = {name: profile[:3] for name, profile in profiles.items()}
+    box = explore.translator("hours", times[:3], some, {k: x[:3] for k, x in frames.items()}, (6, 4, 1), start=1)
+    handle, image = box.children
+    before = bytes(image.value)
+    assert handle.value == "0.5" and handle.description == "hours" and drawn == [0, 1, 2]
+    handle.value = "1.0"
+    assert bytes(image.value) != before and drawn == [0, 1, 2]  # nothing is drawn when the slider moves
+
+
+def test_the_headless_translator_is_a_strip_of_the_whole_walk(monkeypatch, walk):
+    times, profiles, frames = walk
+    monkeypatch.setenv("WORKBOOK_RUN_DIR", "anywhere")
+    fig = explore.translator("hours", times, profiles, frames, (6, 4, 1))
+    heat, pictures = fig.axes[:2]
+    np.testing.assert_allclose(
+        heat.images[0].get_array().T, explore.changing(profiles["protein"]).iloc[plots_of(times)]
+    )
+    assert [t.get_text() for t in pictures.get_xticklabels()][:2] == ["0.0", "1.0"]
+    assert [t.get_text() for t in pictures.get_yticklabels()] == ["protein → image"] and not plt.get_fignums()
+    alone = explore.translator("hours", times, profiles, {})  # profile to profile: no pictures
+    assert len(alone.axes[0].get_xticklabels()) == 10 and alone.axes[0].get_xlabel() == "hours"
+
+
+def plots_of(times):
+    return np.linspace(0, len(times) - 1, 10).round().astype(int)
+
+
+def test_a_walk_that_does_not_fit_is_refused(walk):
+    times, profiles, frames = walk
+    with pytest.raises(ValueError, match="14 positions need as many decoded steps each"):
+        explore.translator("hours", times[1:], profiles, frames, (6, 4, 1))
+    with pytest.raises(ValueError, match=r"need shape=\(height, width, channels\)"):
+        explore.translator("hours", times, profiles, frames)
+    with pytest.raises(ValueError, match="positions are alike when written: 'a', 'a'"):
+        explore.translator("class", ["a"] * 15, profiles, frames, (6, 4, 1))

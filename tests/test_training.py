@@ -12,9 +12,11 @@ import torch
 from safetensors import safe_open
 
 from helpers import models, schedules, tasks
+from helpers.balance import weighted
 from helpers.batches import Samples
+from helpers.checkpoints import nested, random_states, read_checkpoint, set_random_states, under, write_checkpoint
 from helpers.decoders import BernoulliHead, NegativeBinomialHead
-from helpers.training import TrainingDiverged, fit, has_settled, weighted
+from helpers.training import TrainingDiverged, fit, has_settled
 
 ANNEALED = {"kl": schedules.scaled(0.1, "logistic-mid")}
 
@@ -125,6 +127,63 @@ def test_data_outside_the_support_is_refused(two_modalities):
         fit(models.varix({"rna": 30}, 2, heads={"rna": BernoulliHead}), two_modalities, epochs=1)
 
 
+def test_a_model_may_refuse_the_data(samples):
+    model, seen = varix(), []
+
+    def check(given):
+        seen.append(given)
+        raise ValueError("modality 'rna' is measured in no sample of class 'b'")
+
+    before, model.check = state(model), check
+    with pytest.raises(ValueError, match="measured in no sample of class 'b'"):
+        fit(model, samples, epochs=1, batch_size=32)
+    assert seen == [samples] and torch.equal(state(model), before)
+
+
+def two_groups(model, slow=1.0):
+    """Decoders learn at another rate than all else."""
+    late = list(model.decoders.parameters())
+    early = [p for p in model.parameters() if not any(p is q for q in late)]
+    model.parameter_groups = lambda lr: [{"params": early}, {"params": late, "lr": lr * slow, "weight_decay": 0.0}]
+    return model
+
+
+def decoders(model):
+    return torch.cat([p.detach().flatten().clone() for p in model.decoders.parameters()])
+
+
+def test_a_model_may_have_parameter_groups_of_its_own(samples):
+    still, moving, plain = two_groups(varix(), slow=0.0), two_groups(varix(), slow=0.1), varix()
+    before = decoders(plain)
+    for model in (still, moving, plain):
+        fit(model, samples, epochs=2, batch_size=32)
+    assert torch.equal(decoders(still), before) and not torch.equal(state(still), state(varix()))
+    moved = [(decoders(m) - before).abs().mean() for m in (moving, plain)]
+    assert 0 < moved[0] < 0.3 * moved[1]
+
+
+def test_a_run_with_parameter_groups_resumes_bit_identical(samples, tmp_path):
+    def stop(epoch, terms, settled):
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    options = {"epochs": 6, "batch_size": 32, "checkpoint_every": 1}
+    whole, resumed = two_groups(varix(), 0.1), two_groups(varix(seed=7), 0.1)
+    history = fit(whole, samples, checkpoint=tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(two_groups(varix(), 0.1), samples, checkpoint=tmp_path / "killed", watch=stop, **options)
+    again = fit(resumed, samples, checkpoint=tmp_path / "killed", **options)
+    assert torch.equal(state(whole), state(resumed))
+    pd.testing.assert_frame_equal(history, again, check_exact=True)
+
+
+def test_a_parameter_in_no_group_is_refused(samples):
+    model = varix()
+    model.parameter_groups = lambda lr: [{"params": list(model.encoders.parameters())}]
+    with pytest.raises(ValueError, match=r"parameter_groups leaves out 'decoders\.0\..*would never be trained"):
+        fit(model, samples, epochs=1, batch_size=32)
+
+
 def test_bf16_and_clipping_train(samples):
     for options in ({"precision": "bf16"}, {"clip_norm": 1.0}):
         history = fit(varix(), samples, epochs=20, batch_size=32, lr=5e-3, **options)
@@ -199,3 +258,31 @@ def test_a_finished_run_is_not_trained_again(samples, tmp_path):
     again = fit(b, samples, epochs=3, batch_size=32, checkpoint=tmp_path / "run")
     pd.testing.assert_frame_equal(history, again)
     assert torch.equal(state(a), state(b))
+
+
+def test_checkpoints_written_before_weights_had_a_state_are_continued(samples, tmp_path):
+    options = {"epochs": 4, "batch_size": 32, "weights": ANNEALED, "checkpoint": tmp_path / "run"}
+    model, again = varix(), varix(seed=9)
+    fit(model, samples, **options)
+    header, tensors = read_checkpoint(tmp_path / "run")
+    assert header.pop("weights") == {}
+    write_checkpoint(tmp_path / "run", header, tensors)
+    fit(again, samples, **options)
+    assert torch.equal(state(model), state(again))
+
+
+def test_what_is_written_is_read(tmp_path):
+    tensors = {"optimiser/0/step": torch.tensor(3.0), "optimiser/1/step": torch.tensor(4.0), "model/a": torch.eye(2).T}
+    write_checkpoint(tmp_path / "run", {"epoch": 3, "score": 0.1 + 0.2}, tensors)
+    header, read = read_checkpoint(tmp_path / "run")
+    assert header == {"epoch": 3, "score": 0.1 + 0.2} and read.keys() == tensors.keys()
+    assert torch.equal(under("model", read)["a"], torch.eye(2)) and list(under("model", read)) == ["a"]
+    assert nested(under("optimiser", read)) == {0: {"step": torch.tensor(3.0)}, 1: {"step": torch.tensor(4.0)}}
+
+
+def test_random_states_are_given_back():
+    own, device = {"noise": torch.Generator().manual_seed(3)}, torch.device("cpu")
+    states = random_states(own, device)
+    drawn = torch.rand(3), torch.rand(3, generator=own["noise"])
+    set_random_states(states, own, device)
+    assert torch.equal(torch.rand(3), drawn[0]) and torch.equal(torch.rand(3, generator=own["noise"]), drawn[1])

@@ -5,5 +5,18 @@ from helpers.models.maskix import maskix
 from helpers.models.ontix import ontix
 from helpers.models.stackix import stackix
 from helpers.models.vae import disentanglix, vanillix, varix
+from helpers.models.xmodalix import imagix, part, xmodalix
 
-__all__ = ["Model", "disentanglix", "maskix", "n_parameters", "ontix", "stackix", "vanillix", "varix"]
+__all__ = [
+    "Model",
+    "disentanglix",
+    "imagix",
+    "maskix",
+    "n_parameters",
+    "ontix",
+    "part",
+    "stackix",
+    "vanillix",
+    "varix",
+    "xmodalix",
+]

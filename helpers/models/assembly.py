@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from helpers.batches import Batch
+from helpers.batches import Batch, Samples
 from helpers.encoders import Posterior
-from helpers.penalties import Latent
+from helpers.penalties import ClassCentres, Latent, nll_from
 
 Fuse = Callable[[Sequence[Posterior], Tensor], tuple[Posterior, Tensor]]
 Penalty = Callable[[Latent], Tensor | Mapping[str, Tensor]]
+Reconstruct = Callable[["Model", Latent], dict[str, Tensor]]
 
 
 class Model(nn.Module):
@@ -22,7 +23,9 @@ class Model(nn.Module):
     `losses(batch)` answers with named terms in nats per sample: `nll/<modality>` and one per penalty (a penalty of
     several parts gives `<penalty>/<part>`). It has no side effect beyond batch-norm statistics, and draws latent
     noise from the generator it is given. `latent_names` says what the latent dimensions stand for, where they stand
-    for something. Introduced in notebook 01.
+    for something. `reconstruct` says what is decoded from which candidate: by default everything from each, weighted;
+    `own` (notebook 04) each modality from its own. Penalties that are modules train with the model.
+    Introduced in notebook 01.
     """
 
     def __init__(
@@ -33,29 +36,56 @@ class Model(nn.Module):
         decoders: Sequence[nn.Module],
         penalties: Mapping[str, Penalty] | None = None,
         latent_names: Sequence[str] = (),
+        reconstruct: Reconstruct | None = None,
     ):
         super().__init__()
         self.latent_names = tuple(latent_names)
         self.encoders, self.decoders = nn.ModuleList(encoders), nn.ModuleList(decoders)
         self.fuse, self.prior, self.penalties = fuse, prior, dict(penalties or {})
+        self.reconstruct = reconstruct or everything
+        self.trained = nn.ModuleDict({k: v for k, v in self.penalties.items() if isinstance(v, nn.Module)})
 
     def encode(self, batch: Batch) -> tuple[Posterior, Tensor]:
         """Candidate posteriors [k, batch, n_latent] and their weights [k, batch]."""
-        posteriors = [encoder(batch) for encoder in self.encoders]
-        seen = [torch.stack([batch.mask[m] for m in e.modalities]).any(0) for e in self.encoders]
-        return self.fuse(posteriors, torch.stack(seen))
+        found = [encode_measured(encoder, batch) for encoder in self.encoders]
+        return self.fuse([q for q, _ in found], torch.stack([seen for _, seen in found]))
 
-    def decode(self, z: Tensor, library: Mapping[str, Tensor] | None = None) -> dict[str, Distribution]:
-        """z [batch, n_latent] -> modality -> distribution [batch, n_vars]."""
-        return {m: p for decoder in self.decoders for m, p in decoder(z, library or {}).items()}
+    def decode(
+        self, z: Tensor, library: Mapping[str, Tensor] | None = None, only: str | None = None
+    ) -> dict[str, Distribution]:
+        """z [batch, n_latent] -> modality -> distribution [batch, n_vars]; of decoders that know modality `only`."""
+        asked = [decoder for decoder in self.decoders if only is None or only in decoder.heads]
+        return {m: p for decoder in asked for m, p in decoder(z, library or {}).items()}
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Loss terms of a batch, scalars: nats per sample, averaged over the batch."""
         q, weight = self.encode(batch)
         z = q.sample(generator)
-        terms = dict(reconstruction(self, z, weight, batch))
-        latent = Latent(q, weight, z, self.prior, batch, generator)
-        return terms | flat({name: penalty(latent) for name, penalty in self.penalties.items()})
+        latent = Latent(q, weight, z, self.prior, batch, generator, self)
+        return self.reconstruct(self, latent) | flat(
+            {name: penalty(latent) for name, penalty in self.penalties.items()}
+        )
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """Parameters for the optimiser; penalties with a `rate` of their own learn that many times as fast."""
+        fast = [p for p in self.trained.values() if hasattr(p, "rate")]
+        theirs = {id(v) for penalty in fast for v in penalty.parameters()}
+        groups = [{"params": [v for v in self.parameters() if id(v) not in theirs]}]
+        return groups + [{"params": list(p.parameters()), "lr": lr * p.rate} for p in fast]
+
+    @torch.no_grad()
+    def floors(self, batch: Batch) -> dict[str, Tensor]:
+        """What `nll/<modality>` would be for a perfect reconstruction, nats per sample: shares of the loss count from
+        there (`balance.Shares`). Introduced in notebook 04.
+        """
+        q, weight = self.encode(batch)
+        found = self.decode((weight[..., None] * q.mean).sum(0), batch.library)
+        return {f"nll/{m}": (-p.saturated(batch.x[m]).sum(-1) * batch.mask[m]).mean() for m, p in found.items()}
+
+    def check(self, samples: Samples) -> None:
+        """Raise `ValueError` on data from which separate latent spaces could not be made one (`check_linked`)."""
+        if self.reconstruct is own and len(self.encoders) > 1:
+            check_linked(samples, [e.modalities for e in self.encoders], self.penalties)
 
     @property
     def likelihoods(self) -> dict[str, type[Distribution]]:
@@ -63,15 +93,76 @@ class Model(nn.Module):
         return {m: head.likelihood for decoder in self.decoders for m, head in decoder.heads.items()}
 
 
-def reconstruction(model: Model, z: Tensor, weight: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """`nll/<modality>`: −log p(x | z) summed over features, weighted over candidates, zero where unmeasured."""
+def encode_measured(encoder: nn.Module, batch: Batch) -> tuple[Posterior, Tensor]:
+    """Posterior [batch, n_latent] of an encoder and who it saw [batch]; N(0, I) for those without its modalities.
+
+    Only measured samples are shown to the encoder: the zeros of the others would enter its batch normalisation. A
+    single sample, from which that could not be estimated in training, counts as not seen.
+    """
+    seen = torch.stack([batch.mask[m] for m in encoder.modalities]).any(0)
+    if bool(seen.all()):
+        return encoder(batch), seen
+    rows = seen.nonzero()[:, 0]
+    if len(rows) < 1 + encoder.training:
+        rows, seen = rows[:0], torch.zeros_like(seen)
+    if not len(rows):
+        blank = torch.zeros(len(batch), encoder.n_latent, device=seen.device)
+        return Posterior(blank, blank if encoder.stochastic else None), seen
+    return Posterior(*(None if v is None else spread(v, rows, len(batch)) for v in encoder(batch[rows]))), seen
+
+
+def spread(values: Tensor, rows: Tensor, n: int) -> Tensor:
+    """Values [n_rows, ...] at their rows of a batch of `n`, zeros elsewhere."""
+    return values.new_zeros(n, *values.shape[1:]).index_copy(0, rows, values)
+
+
+def everything(model: Model, latent: Latent) -> dict[str, Tensor]:
+    """`nll/<modality>`: −log p(x | z) of all modalities from each candidate, weighted; zero where unmeasured."""
     terms: dict[str, Tensor] = {}
-    for z_k, weight_k in zip(z, weight, strict=True):
+    batch = latent.batch
+    for z_k, weight_k in zip(latent.z, latent.weight, strict=True):
         for m, p in model.decode(z_k, batch.library).items():
             nll = -p.log_prob(batch.x[m]).sum(-1)  # [batch]
             share = (nll * (weight_k * batch.mask[m])).mean()
             terms[f"nll/{m}"] = terms[f"nll/{m}"] + share if f"nll/{m}" in terms else share
     return terms
+
+
+def own(model: Model, latent: Latent) -> dict[str, Tensor]:
+    """`nll/<modality>`: −log p(x | z) of each modality from the candidate of its own encoder, over all samples of the
+    batch, zero where unmeasured (AUTOENCODIX, X-modalix). Introduced in notebook 04.
+    """
+    pairs = [(m, k) for k, encoder in enumerate(model.encoders) for m in encoder.modalities]
+    return {f"nll/{m}": nll_from(latent, k, m, latent.weight[k] > 0) for m, k in pairs}
+
+
+def check_linked(samples: Samples, read: Sequence[Sequence[str]], penalties: Mapping[str, Penalty]) -> None:
+    """Raise `ValueError` where nothing says how modalities belong together: no sample that two of them share, and no
+    class labels; or, without such samples, a class that only one of them has. Introduced in notebook 04.
+    """
+    train = samples.rows("train")
+    batch = samples[train]
+    seen = torch.stack([torch.stack([batch.mask[m] for m in modalities]).any(0) for modalities in read])
+    names = [" and ".join(modalities) for modalities in read]
+    if bool((seen.sum(0) > 1).any()):
+        return
+    classes = next((p for p in penalties.values() if isinstance(p, ClassCentres)), None)
+    if classes is None:
+        raise ValueError(
+            f"{' and '.join(names)} share no sample in the train split, and the model has no class centres: give a "
+            "sample the same name in all modalities, or class labels, models.xmodalix(..., classes=samples.n_classes)"
+        )
+    code = batch.covariates[classes.column]
+    has = torch.stack([torch.bincount(code[row & (code >= 0)], minlength=classes.n_classes) > 0 for row in seen])
+    alone = [int(c) for c in range(classes.n_classes) if has[:, c].sum() == 1]
+    if alone:
+        where = [
+            f"{samples.categories[classes.column][c]!r} only in {names[int(has[:, c].nonzero()[0])]}" for c in alone
+        ]
+        raise ValueError(
+            f"classes of {classes.column!r} that one modality alone has in the train split: {', '.join(where)}; leave "
+            "these samples out, or give the class to both, since no other modality can show what they look like"
+        )
 
 
 def flat(terms: Mapping[str, Tensor | Mapping[str, Tensor]]) -> dict[str, Tensor]:
