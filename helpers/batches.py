@@ -27,7 +27,7 @@ class Batch:
 
     x: dict[str, Tensor]  # modality -> [batch, n_vars]
     mask: dict[str, Tensor]  # modality -> [batch] bool, True where measured
-    library: dict[str, Tensor]  # count modality -> [batch, 1] total counts
+    library: dict[str, Tensor]  # count modality -> [batch, 1] total counts, 0 where not measured
     index: Tensor  # [batch] rows of the data set
     covariates: dict[str, Tensor] = field(default_factory=dict)  # column -> [batch] codes, -1 where missing
 
@@ -95,8 +95,11 @@ class Modality:
         """Rows of the data set [batch] -> values [batch, n_vars], mask [batch], library [batch, 1] or None."""
         position = self.position[index]
         mask, row = position >= 0, position.clamp(min=0)
+        if not self.rows.n_rows:  # nobody has it
+            nothing = torch.zeros(len(index), self.rows.n_vars, device=position.device)
+            return nothing, mask, None if self.library is None else nothing[:, :1]
         x = self.rows.take(row)
-        library = None if self.library is None else self.library[row]
+        library = None if self.library is None else self.library[row] * mask[:, None]
         return (x if self.complete else x * mask[:, None]), mask, library
 
 

@@ -129,6 +129,8 @@ def start_aligned(model: Model, x_train: Mapping[str, np.ndarray], around: str, 
     if not all(encoder.skip for encoder, _ in parts.values()):
         raise ValueError("start_aligned needs linear paths in encoders and decoders: make the model with skip=True")
     n_latent, target = model.prior.n_latent, np.asarray(x_train[around], float)
+    if any(not hasattr(head, "mean") for _, decoder in parts.values() for head in decoder.heads.values()):
+        raise ValueError("start_aligned needs Gaussian heads, whose mean a linear control can give")
     if n_latent >= min(target.shape):
         raise ValueError(
             f"{n_latent} dimensions are too many for {target.shape[0]} samples of {target.shape[1]} features"

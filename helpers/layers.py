@@ -124,8 +124,8 @@ class Convolution(nn.Module):
     """Flat pictures [batch, height · width · channels] -> flat features [batch, n_out].
 
     `shape` is (height, width, channels), of any size from 8 × 8. Strided convolutions (kernel 4, stride 2, padding 1),
-    with batch normalisation from the second on and LeakyReLU(0.2), halve the picture as often as its size asks for;
-    an odd side loses its last line on the way. Source: AUTOENCODIX, Methods, image VAE. Introduced in notebook 04.
+    with batch normalisation from the second on and LeakyReLU(0.2), halve the picture as often as its size asks for,
+    rounding down where a side is odd. Source: AUTOENCODIX, Methods, image VAE. Introduced in notebook 04.
     """
 
     def __init__(self, shape: Sequence[int], width: int = 16):

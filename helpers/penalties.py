@@ -118,29 +118,27 @@ def kl_each(latent: Latent) -> dict[str, Tensor]:
 
 def paired(latent: Latent) -> Tensor:
     """Distance between the draws of every two encoders for samples that both saw: Σ_d |z − z′| / n_latent, averaged
-    over those samples and over pairs of encoders (AUTOENCODIX, X-modalix). Zero where none saw the same sample.
-
-    Introduced in notebook 04.
+    over those samples of the batch and over the pairs of encoders that have any; zero where none has (AUTOENCODIX,
+    X-modalix). Introduced in notebook 04.
     """
-    seen, distances = latent.weight > 0, []
-    for a in range(len(seen)):
-        for b in range(a + 1, len(seen)):
-            both = (seen[a] & seen[b]).to(latent.z.dtype)
-            apart = (latent.z[a] - latent.z[b]).abs().mean(-1)
-            distances.append((apart * both).sum() / both.sum().clamp(min=1))
-    return torch.stack(distances).mean()
+    pairs = [(a, b) for a, b in ordered_pairs(len(latent.z)) if a < b]
+    apart = torch.stack([(latent.z[a] - latent.z[b]).abs().mean(-1) for a, b in pairs])  # [n_pairs, batch]
+    both = torch.stack([(latent.weight[a] > 0) & (latent.weight[b] > 0) for a, b in pairs])
+    return balanced(apart, both)
 
 
-def translation(latent: Latent) -> dict[str, Tensor]:
+def translation(latent: Latent, to: str | None = None) -> dict[str, Tensor]:
     """How much less likely what one modality's draw says of another is than the data themselves, nats per sample.
 
     log p(x_n | x_n) − log p(x_n | z_m), half the deviance, for every ordered pair of encoders, over samples where both
-    are measured; terms `<from> to <to>`. With it translations are trained and not only hoped for; the original has no
-    such term. Introduced in notebook 04.
+    are measured; terms `<from> to <to>`, of all or of those that end at modality `to`. With it translations are
+    trained and not only hoped for; the original has no such term. Introduced in notebook 04.
     """
     seen, names, terms = latent.weight > 0, names_of(latent), {}
     for a, b in ordered_pairs(len(seen)):
         read = latent.model.encoders[b].modalities
+        if to is not None and to not in read:
+            continue
         each = [nll_from(latent, a, m, seen[a] & seen[b], above_best=True) for m in read]
         terms[f"{names[a]} to {names[b]}"] = torch.stack(each).sum()
     return terms
@@ -148,21 +146,23 @@ def translation(latent: Latent) -> dict[str, Tensor]:
 
 def cycle(latent: Latent) -> Tensor:
     """There and back: each posterior mean is decoded into another modality and encoded again, Σ_d |μ − μ′| / n_latent,
-    averaged over samples and ordered pairs of encoders. Needs no pairs. After Zhu et al. 2017 (CycleGAN), in the latent
-    space. Introduced in notebook 04.
+    averaged over samples and ordered pairs of encoders. Needs no pairs. Encoders work as in evaluation on the way back,
+    so that made-up data enter no running statistics; counts get the mean depth of the batch. After Zhu et al. 2017
+    (CycleGAN), in the latent space. Introduced in notebook 04.
     """
-    distances = []
+    distances = [latent.z.sum() * 0]
     for a, b in ordered_pairs(len(latent.z)):
         rows = (latent.weight[a] > 0).nonzero()[:, 0]
-        if len(rows) < 2:
-            distances.append(latent.z.sum() * 0)
-            continue
-        start, there = latent.q.mean[a][rows], latent.model.encoders[b]
-        decoded = latent.model.decode(start, only=there.modalities[0])
-        x = {m: decoded[m].mean for m in there.modalities}
-        back = there(Batch(x, latent.batch[rows].mask, {}, rows)).mean
-        distances.append((start - back).abs().mean())
-    return torch.stack(distances).mean()
+        there, part = latent.model.encoders[b], latent.batch[rows]
+        if len(rows) > 1 and all(m in part.x for m in there.modalities):
+            start = latent.q.mean[a][rows]
+            depth = {m: total[total > 0].mean().expand_as(part.library[m]) for m, total in latent.batch.library.items()}
+            told = latent.model.decode(start, depth, only=there.modalities[0])
+            training, _ = there.training, there.eval()
+            back = there(Batch({m: told[m].mean for m in there.modalities}, part.mask, depth, rows)).mean
+            there.train(training)
+            distances.append((start - back).abs().mean())
+    return torch.stack(distances).sum() / max(len(distances) - 1, 1)
 
 
 class Adversary(nn.Module):
@@ -176,8 +176,8 @@ class Adversary(nn.Module):
     `rate` times the learning rate, since it has to keep up.
 
     After Ganin and Lempitsky 2015; the encoders' loss is that of Tzeng et al. 2015, the smoothness that of Mescheder et
-    al. 2018. (The original trained its classifier once per epoch, on targets that teach nothing: see the notebook.)
-    Introduced in notebook 04.
+    al. 2018. Under a weight of zero the classifier learns nothing either. (The original trained its classifier once per
+    epoch, on targets that teach nothing: see the notebook.) Introduced in notebook 04.
     """
 
     def __init__(self, n_latent: int, n_modalities: int, n_hidden: int = 64, smooth: float = 0.1, rate: float = 5.0):
@@ -243,9 +243,9 @@ class ClassCentres(nn.Module):
     def move(self, seen: Tensor, z: Tensor) -> None:
         """Running means per modality and class towards those of a batch."""
         count = seen.sum(1)  # [k, n_classes]
-        now = torch.einsum("kbc,kbd->kcd", seen, z) / count.clamp(min=1)[..., None]
+        now = (torch.einsum("kbc,kbd->kcd", seen, z) / count.clamp(min=1)[..., None]).to(self.mean.dtype)
         step = torch.where(self.met, 1 - self.momentum, 1.0) * (count > 0)
-        self.mean.lerp_(now, step[..., None])
+        self.mean.lerp_(now, step[..., None].to(self.mean.dtype))
         self.met |= count > 0
 
 
@@ -254,6 +254,8 @@ def nll_from(latent: Latent, k: int, modality: str, rows: Tensor, above_best: bo
     as a mean over all samples of the batch; only those pass through the decoder. `above_best` leaves out what the best
     of all predictions, the data, would cost too. Introduced in notebook 04.
     """
+    if modality not in latent.batch.mask:
+        return latent.z.sum() * 0
     chosen = (rows & latent.batch.mask[modality]).nonzero()[:, 0]
     if len(chosen) < 1 + latent.model.training:  # batch normalisation cannot learn from one
         return latent.z.sum() * 0

@@ -39,6 +39,8 @@ def embed(
     """
     if key is not None and (split is not None or isinstance(data, Samples)):
         raise ValueError("key= writes to a MuData's obsm and needs all of its samples: pass the MuData, without split")
+    if modality is not None:
+        check_known(modality, model.likelihoods, "model has")
     shown = passes(model, data, split, batch_size)
     if modality is None:
         z = torch.cat([z_of(model, batch).cpu() for batch in shown]).numpy()
@@ -61,7 +63,8 @@ def reconstruct(
     """
     means: dict[str, list[Tensor]] = {}
     for batch in passes(model, data, split, batch_size):
-        for m, p in model.decode(z_of(model, batch), batch.library).items():
+        depth = {m: torch.where(total > 0, total, 1e4) for m, total in batch.library.items()}
+        for m, p in model.decode(z_of(model, batch), depth).items():
             means.setdefault(m, []).append(p.mean.cpu())
     return {m: torch.cat(parts).numpy() for m, parts in means.items()}
 
@@ -108,10 +111,10 @@ def translate(
     ValueError for unknown modalities. Introduced in notebook 04.
     """
     parts = [
-        decoded(model, z_of(model, batch), batch, target)
+        decoded(model, z_of(model, batch), batch, target).cpu()
         for batch in seen_from(model, data, source, target, split, batch_size)
     ]
-    return torch.cat(parts).cpu().numpy()
+    return torch.cat(parts).numpy()
 
 
 @torch.inference_mode()
@@ -135,37 +138,48 @@ def uncertainty(
     noise, parts = torch.Generator(next(model.parameters()).device).manual_seed(seed), []
     for batch in seen_from(model, data, source, target, split, batch_size):
         q, weight = model.encode(batch)
-        each = torch.stack(
-            [decoded(model, (weight[..., None] * q.sample(noise)).sum(0), batch, target) for _ in range(draws)]
-        )
-        parts.append(each.std(0))
-    return torch.cat(parts).cpu().numpy()
+        mean, squares = torch.zeros(()), torch.zeros(())
+        for k in range(draws):  # running moments: only two arrays at a time
+            x = decoded(model, (weight[..., None] * q.sample(noise)).sum(0), batch, target).cpu()
+            off = x - mean
+            mean = mean + off / (k + 1)
+            squares = squares + off * (x - mean)
+        parts.append((squares / (draws - 1)).sqrt())
+    return torch.cat(parts).numpy()
 
 
 def impute(model: Model, mdata: mudata.MuData, batch_size: int = 4096) -> mudata.MuData:
     """A copy in which every sample has every modality: measured values stay, missing ones are translated from what
-    the sample has (mean of the posteriors of its modalities). `mdata[modality].obs["imputed"]` says which rows are.
+    the sample has (mean of the posteriors of its modalities). Of modalities that had gaps, obs["imputed"] says which
+    rows they are.
 
-    Modalities that the model does not know stay as they are; those it does become dense where something is filled in.
-    Raises ValueError for samples that no modality of the model has measured. Introduced in notebook 04.
+    Modalities where nothing is missing, or that the model does not know, stay as they are; where rows are filled in,
+    X becomes dense, and layers and obsm of that modality are left behind. Pictures are cut to 0 … 1. A modality that
+    `mdata` lacks altogether is not added: see `translate`. Raises ValueError for samples of which no modality that the
+    model knows was measured. Introduced in notebook 04.
     """
     samples = Samples(mdata, next(model.parameters()).device)
+    known = [m for m in model.likelihoods if m in mdata.mod]
+    has = np.any([mdata.obs_names.isin(mdata[m].obs_names) for m in known], axis=0)
+    if not has.all():
+        lost = mdata.obs_names[~has]
+        raise ValueError(f"{len(lost)} samples have no modality that the model reads: {few(lost)}; leave them out")
+    gaps = [m for m in known if mdata[m].n_obs < mdata.n_obs]
+    parts: dict[str, list[Tensor]] = {m: [] for m in gaps}
     with torch.inference_mode():
-        means: dict[str, list[Tensor]] = {}
-        for batch in passes(model, samples, None, batch_size):
-            q, weight = model.encode(batch)
-            if bool((weight.sum(0) == 0).any()):
-                lost = mdata.obs_names[batch.index[weight.sum(0) == 0].cpu().numpy()]
-                raise ValueError(
-                    f"{len(lost)} samples have no modality that the model reads: {few(lost)}; leave them out"
-                )
-            for m in model.likelihoods:
-                means.setdefault(m, []).append(decoded(model, (weight[..., None] * q.mean).sum(0), batch, m).cpu())
-    known = {m: torch.cat(parts).numpy() for m, parts in means.items()}
-    filled = mudata.MuData({m: completed(mdata, m, known[m]) if m in known else mdata[m].copy() for m in mdata.mod})
-    filled.obs = mdata.obs.loc[filled.obs_names].copy()
+        for batch in passes(model, samples, None, batch_size) if gaps else ():
+            z = z_of(model, batch)
+            for m in gaps:
+                parts[m].append(decoded(model, z, batch, m).cpu())
+    full = {m: completed(mdata, m, torch.cat(parts[m]).numpy()) if m in gaps else mdata[m].copy() for m in mdata.mod}
+    filled = mudata.MuData(full)
+    filled = filled if filled.obs_names.equals(mdata.obs_names) else filled[mdata.obs_names].copy()
+    filled.obs = mdata.obs.copy()
+    for key in mdata.obsm:
+        if key not in mdata.mod:
+            filled.obsm[key] = mdata.obsm[key]
     filled.uns.update(mdata.uns)
-    return filled if filled.obs_names.equals(mdata.obs_names) else filled[mdata.obs_names].copy()
+    return filled
 
 
 def completed(mdata: mudata.MuData, modality: str, expected: np.ndarray) -> AnnData:
@@ -173,21 +187,28 @@ def completed(mdata: mudata.MuData, modality: str, expected: np.ndarray) -> AnnD
     measured = mdata[modality]
     position = measured.obs_names.get_indexer(mdata.obs_names)
     x = measured.X.toarray() if sp.issparse(measured.X) else np.asarray(measured.X)
+    expected = expected.clip(0, 1) if "image_shape" in measured.uns else expected
+    values = np.where((position < 0)[:, None], expected, x[position] if len(x) else expected)
     obs = measured.obs.reindex(mdata.obs_names).assign(imputed=position < 0)
-    values = np.where((position < 0)[:, None], expected, x[position])
     return AnnData(values.astype(np.float32), obs=obs, var=measured.var.copy(), uns=dict(measured.uns))
 
 
 def seen_from(
     model: Model, data: Samples | mudata.MuData, source: str, target: str, split: str | None, batch_size: int
 ) -> Iterator[Batch]:
-    """Batches that show the source alone; ValueError where a modality is unknown."""
+    """Batches that show the source alone; ValueError where data or model do not know a modality."""
     samples = data if isinstance(data, Samples) else Samples(data, next(model.parameters()).device)
-    for name, known, role in ((source, samples.modalities, "data"), (target, model.likelihoods, "model")):
-        if name not in known:
-            raise ValueError(f"the {role} has no modality {name!r}{closest(name, known)}; it has {few(known)}")
+    check_known(source, samples.modalities, "data have")
+    for name in (source, target):
+        check_known(name, model.likelihoods, "model has")
     for batch in passes(model, samples, split, batch_size):
         yield batch.showing(source)
+
+
+def check_known(name: str, known: Iterable[str], who: str) -> None:
+    """Raise ValueError for a modality that is not there."""
+    if name not in known:
+        raise ValueError(f"the {who} no modality {name!r}{closest(name, known)}; there are {few(known)}")
 
 
 def z_of(model: Model, batch: Batch) -> Tensor:
@@ -197,10 +218,10 @@ def z_of(model: Model, batch: Batch) -> Tensor:
 
 
 def decoded(model: Model, z: Tensor, batch: Batch, target: str) -> Tensor:
-    """Expected values of one modality; NaN where the batch shows nothing of a sample."""
+    """Expected values of one modality; NaN where the batch shows nothing of a sample that the model knows."""
     depth = batch.library.get(target)
     library = {} if depth is None else {target: torch.where(depth > 0, depth, 1e4)}
-    seen = torch.stack(list(batch.mask.values())).any(0)
+    seen = torch.stack([seen for m, seen in batch.mask.items() if m in model.likelihoods]).any(0)
     return torch.where(seen[:, None], model.decode(z, library)[target].mean, torch.nan)
 
 

@@ -22,7 +22,7 @@ from helpers.balance import Balanced, Schedules, Shares, first_look, weighing, w
 from helpers.batches import Samples, check_batch_size, epoch
 from helpers.checkpoints import nested, random_states, read_checkpoint, set_random_states, under, write_checkpoint
 from helpers.likelihoods import check_support
-from helpers.schedules import Curve
+from helpers.schedules import DECAYS, Curve
 from helpers.wording import few
 
 Record = Callable[[nn.Module, Samples], Mapping[str, float]]
@@ -51,9 +51,12 @@ class Settings:
     patience: int | None = None
     precision: str = "fp32"
     compile: bool = False
+    decay: str = "none"
     seed: int = 0
 
     def __post_init__(self):
+        if self.decay not in DECAYS:
+            raise ValueError(f"decay must be one of {', '.join(DECAYS)}, got {self.decay!r}")
         if self.epochs < 1 or self.lr <= 0:
             raise ValueError(f"need epochs >= 1 and lr > 0, got {self.epochs} and {self.lr}")
         if self.precision not in ("fp32", "tf32", "bf16"):
@@ -95,7 +98,7 @@ def fit(
     progress : one progress bar; by default in interactive use only.
     **settings : fields of `Settings`: epochs, batch_size, lr, weight_decay, clip_norm, patience (epochs without a
         better valid total, counted once all weights have settled; the best weights are restored), precision
-        ("fp32", "tf32", "bf16"), compile, seed.
+        ("fp32", "tf32", "bf16"), compile, decay (of the learning rate over the epochs: "none" or "cosine"), seed.
 
     Raises `TrainingDiverged` on NaN (the last good weights are kept), `ValueError` on unknown settings, unknown
     weights, data outside a likelihood's support, fewer than two training samples, or a checkpoint of another run.
@@ -158,6 +161,7 @@ class Run:
         self.model.to(device)
         self.parameters, groups = list(self.model.parameters()), parameter_groups(self.model, s.lr)
         self.optimiser = self.make_optimiser(groups, lr=s.lr, weight_decay=s.weight_decay, fused=True)
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.shuffle = torch.Generator().manual_seed(s.seed)
         self.noise = torch.Generator(device).manual_seed(s.seed + 1)
         self.generators = {"shuffle": self.shuffle, "noise": self.noise}
@@ -187,6 +191,8 @@ class Run:
     def one_epoch(self, record: Record | None) -> dict[str, dict[str, float]]:
         """Train, evaluate, log and judge; raises `TrainingDiverged` with the last good weights restored."""
         t, now, last = self.epoch, self.weights.at(self.epoch), self.weights.last()
+        for group, lr in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = lr * DECAYS[self.settings.decay](t, self.settings.epochs)
         terms = {"train": self.pass_over(self.train, now, train=True)}
         if len(self.valid):
             terms["valid"] = self.pass_over(self.valid, last, train=False)
@@ -222,6 +228,8 @@ class Run:
         return dict(zip([*terms, "total"], means, strict=True))
 
     def step(self, total: Tensor) -> None:
+        if not total.requires_grad:  # nothing that the model reads was measured in this batch
+            return
         for parameter in self.parameters:
             parameter.grad = None
         total.backward()

@@ -300,19 +300,19 @@ def quality(
     by: str = "method",
     group: str = "split",
     controls: Sequence = (),
-    ceiling: str | None = None,
+    ceilings: Sequence[str] = (),
     low: float | None = None,
 ) -> Axes:
     """A row per method from top to bottom: mean of `value` per `group` as a large mark, seeds as small dots.
 
     Groups differ by their mark, the first filled and the second hollow, so that the grey `controls` can be told apart
-    too (which `plots.ladder` cannot do). The method `ceiling` is black, and vertical lines at its means, one per group,
-    run through all rows. Means below `low` are drawn as triangles at it. The figure should be about 0.22 in high per
-    method. Raises ValueError for a ceiling that is not among the methods. Introduced in notebook 04.
+    too (which `plots.ladder` cannot do). The methods in `ceilings` are black, and vertical lines at the means of the
+    first, one per group, run through all rows. Means below `low` are drawn as triangles at it. The figure should be
+    about 0.22 in high per method. Raises ValueError for a ceiling that is not there. Introduced in notebook 04.
     """
     names, groups = list(dict.fromkeys(table[by])), list(dict.fromkeys(table[group]))
-    if ceiling is not None and ceiling not in names:
-        raise ValueError(f"quality: no method '{ceiling}' to be the ceiling; the table has {few(names)}")
+    if lacking := [name for name in ceilings if name not in names]:
+        raise ValueError(f"quality: no method '{lacking[0]}' to be the ceiling; the table has {few(names)}")
     table = table.dropna(subset=value)
     for g, level in enumerate(groups):
         mark, hollow, line = (("o", False, "-"), ("D", True, "--"), ("s", False, "-."), ("^", True, ":"))[g % 4]
@@ -320,13 +320,13 @@ def quality(
             values = table.loc[(table[by] == name) & (table[group] == level), value].to_numpy(float)
             if not len(values):
                 continue
-            colour = CONTROL if name in controls else "k" if name == ceiling else PALETTE[0]
+            colour = CONTROL if name in controls else "k" if name in ceilings else PALETTE[0]
             at, mean = i + (g - (len(groups) - 1) / 2) * 0.5 / len(groups), values.mean()
             below = low is not None and mean < low
             ax.plot(values, np.full(len(values), at), ".", color=colour, ms=3, alpha=0.6)
             face = {"color": colour, "mfc": "w" if hollow else colour}
             ax.plot(low if below else mean, at, "<" if below else mark, ms=4.5, zorder=3, clip_on=False, **face)
-            if name == ceiling:
+            if name in ceilings[:1]:
                 ax.axvline(mean, color="0.4", lw=0.8, ls=line, zorder=0)
         ax.plot([], [], mark, color="k", mfc="w" if hollow else "k", ms=4.5, ls="", label=level)
     _name_rows(ax, names, controls)

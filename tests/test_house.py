@@ -29,7 +29,8 @@ ORDER = """wording
 project checks pictures simulate embryo sources bundled tables datasets splits features prepare batches layers
 likelihoods encoders priors decoders fusion penalties schedules identifiers ontology terms models checkpoints balance
 training sweeps studies tuning metrics robustness attribution controls alignment translation claims annotation learners
-outcomes tasks zoo plots term_plots study_plots translation_plots explore parameters report kernels run""".split()
+outcomes tasks zoo scenarios crossmodal plots term_plots study_plots translation_plots explore parameters report kernels
+run""".split()
 HEAVY = ["scanpy", "umap", "jax", "sklearn", "matplotlib", "papermill", "nbconvert", "ipywidgets", "IPython", "numba"]
 LOADS_DATA = {
     "checks",

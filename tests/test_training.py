@@ -286,3 +286,19 @@ def test_random_states_are_given_back():
     drawn = torch.rand(3), torch.rand(3, generator=own["noise"])
     set_random_states(states, own, device)
     assert torch.equal(torch.rand(3), drawn[0]) and torch.equal(torch.rand(3, generator=own["noise"]), drawn[1])
+
+
+def test_cosine_decay_brings_the_learning_rate_to_rest(two_modalities):
+    rates = []
+
+    class Spy(torch.optim.AdamW):
+        def step(self, *args, **kwargs):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*args, **kwargs)
+
+    torch.manual_seed(0)
+    options = {"epochs": 5, "batch_size": 256, "lr": 1e-2, "optimiser": Spy}
+    fit(varix(), Samples(two_modalities, "cpu"), decay="cosine", **options)
+    assert rates[0] == pytest.approx(1e-2) and rates[-1] == pytest.approx(2e-4) and rates == sorted(rates, reverse=True)
+    with pytest.raises(ValueError, match="decay must be one of none, cosine"):
+        fit(varix(), Samples(two_modalities, "cpu"), decay="linear", **options)

@@ -280,7 +280,7 @@ def large(ax):
 
 def test_quality_shows_means_seeds_and_the_ceiling_of_each_split(scores):
     _, (ax,) = plots.row()
-    tp.quality(ax, scores, "R²", controls=["PLS", "mean image"], ceiling="image → image")
+    tp.quality(ax, scores, "R²", controls=["PLS", "mean image"], ceilings=["image → image"])
     found = {(round(float(m.get_ydata()[0])), m.get_marker()): m for m in large(ax)}
     assert len(found) == 8
     means = scores.groupby(["method", "split"])["R²"].mean()
@@ -303,7 +303,7 @@ def test_a_mean_below_the_axis_is_a_triangle_at_its_end_and_the_ceiling_must_be_
     assert axes[0].get_xlim()[0] == -0.1
     tp.quality(axes[1], scores.replace("blocked", np.nan).dropna(), "R²")  # panels may share their names
     with pytest.raises(ValueError, match="no method 'VAE' to be the ceiling; the table has 'image → image'"):
-        tp.quality(axes[1], scores, "R²", ceiling="VAE")
+        tp.quality(axes[1], scores, "R²", ceilings=["VAE"])
 
 
 def test_the_discriminator_is_drawn_per_split_over_chance():

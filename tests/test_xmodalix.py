@@ -255,6 +255,8 @@ def test_paired_is_the_mean_distance_of_samples_both_saw():
     z = torch.tensor([[[0.0, 0], [1, 1], [5, 5]], [[1.0, 3], [1, 1], [9, 9]]])
     weight = torch.tensor([[0.5, 0.5, 1.0], [0.5, 0.5, 0.0]])
     assert penalties.paired(latent_of(z, weight)) == pytest.approx((2 + 0) / 2)
+    third = torch.cat([z, z[:1] + 100]), torch.cat([weight, torch.zeros(1, 3)])
+    assert penalties.paired(latent_of(*third)) == pytest.approx(1)  # pairs that nobody has do not count
     nobody = torch.tensor([[1.0, 1, 1], [0, 0, 0]])
     assert penalties.paired(latent_of(z, nobody)) == 0
 
@@ -413,8 +415,33 @@ def test_rows_without_the_source_are_nan(translated):
     assert np.isnan(tasks.embed(model, mdata, modality="rna")[~has]).all()
 
 
+def test_data_without_the_target_can_be_translated(translated):
+    _, model, _ = translated
+    whole = toy()
+    told = tasks.translate(model, only(whole, "rna"), "rna", "image")
+    np.testing.assert_allclose(told, tasks.translate(model, whole, "rna", "image"), atol=1e-5)
+
+
+def test_a_split_in_which_nobody_has_the_target(translated):
+    _, model, _ = translated
+    mdata = toy()
+    part = mudata.MuData({"rna": mdata["rna"], "image": mdata["image"][:0].copy()})
+    assert np.isfinite(tasks.translate(model, part, "rna", "image")).all()
+    filled = tasks.impute(model, part)["image"]
+    assert filled.obs["imputed"].all() and filled.X.min() >= 0 and filled.X.max() <= 1
+
+
+def test_a_batch_without_the_modality_teaches_nothing():
+    mdata = toy(120)
+    part = mudata.MuData({"rna": mdata["rna"], "image": mdata["image"][:9].copy()})
+    part.obs["split"] = mdata.obs["split"]
+    samples = Samples(part, "cpu")
+    model = models.xmodalix(samples.n_vars, samples.shapes, 4, width=4)
+    training.fit(models.part(model, "image"), samples, epochs=1, batch_size=8, progress=False)
+
+
 @pytest.mark.parametrize(
-    "source, target, message", [("rns", "image", "data has no modality 'rns'"), ("rna", "x", "model has no")]
+    "source, target, message", [("rns", "image", "data have no modality 'rns'"), ("rna", "x", "model has no")]
 )
 def test_unknown_modalities(translated, source, target, message):
     samples, model, _ = translated
@@ -430,9 +457,9 @@ def test_impute_fills_what_is_missing_and_keeps_what_is_measured(translated):
     assert full["image"].n_obs == 30 and list(full.obs_names) == list(part.obs_names)
     np.testing.assert_array_equal(full["image"][part["image"].obs_names].X, part["image"].X)
     missing = full["image"].obs["imputed"].to_numpy()
-    assert missing.sum() == 10 and not full["rna"].obs["imputed"].any()
+    assert missing.sum() == 10 and "imputed" not in full["rna"].obs
     expected = tasks.translate(model, part, "rna", "image")[missing]
-    np.testing.assert_allclose(full["image"].X[missing], expected, atol=1e-5)
+    np.testing.assert_allclose(full["image"].X[missing], expected.clip(0, 1), atol=1e-5)  # pictures stay pictures
     assert tuple(full["image"].uns["image_shape"]) == (12, 17, 1)
 
 
@@ -443,6 +470,10 @@ def test_counts_translate_on_the_scale_of_their_library():
     fitted(samples, model, epochs=3)
     found = tasks.translate(model, samples, "image", "rna", "test")
     np.testing.assert_allclose(found.sum(1), samples[samples.rows("test")].library["rna"][:, 0], rtol=1e-4)
+    mdata = toy(counts=True)
+    part = mudata.MuData({"rna": mdata["rna"][:20].copy(), "image": mdata["image"]})
+    part.uns["dataset"] = mdata.uns["dataset"]
+    np.testing.assert_allclose(tasks.translate(model, part, "image", "rna")[20:].sum(1), 1e4, rtol=1e-4)
 
 
 def test_wanted_shares_of_the_loss_are_reached():
@@ -490,6 +521,28 @@ def test_a_class_that_one_modality_alone_has():
     model = models.xmodalix(samples.n_vars, samples.shapes, 4, width=4, classes=samples.n_classes)
     with pytest.raises(ValueError, match="'low' only in rna"):
         fitted(samples, model, epochs=1)
+
+
+def test_a_third_modality_must_be_linked_too():
+    mdata = toy(60)
+    alone = AnnData(np.random.default_rng(0).random((30, 9)).astype(np.float32))
+    alone.obs_names = [f"other{i}" for i in range(30)]
+    three = mudata.MuData({"rna": mdata["rna"], "image": mdata["image"], "protein": alone})
+    samples = Samples(three, "cpu")
+    with pytest.raises(ValueError, match="rna with image and protein share no sample"):
+        fitted(samples, models.xmodalix(samples.n_vars, samples.shapes, 4, width=4), epochs=1)
+
+
+def test_class_centres_need_the_column():
+    samples = Samples(toy(), "cpu")
+    model = models.xmodalix(samples.n_vars, samples.shapes, 4, width=4, classes={"class": 3})
+    with pytest.raises(ValueError, match=r"covariates=\['class'\]"):
+        fitted(samples, model, epochs=1)
+
+
+def test_unknown_names_in_options():
+    with pytest.raises(ValueError, match="no modality 'imge'; did you mean 'image'"):
+        models.xmodalix({"rna": 20, "image": 204}, {"imge": (12, 17, 1)})
 
 
 def test_pairs_need_no_classes():

@@ -21,11 +21,11 @@ class Model(nn.Module):
     """An autoencoder put together from parts; a new model is a new combination of them.
 
     `losses(batch)` answers with named terms in nats per sample: `nll/<modality>` and one per penalty (a penalty of
-    several parts gives `<penalty>/<part>`). It has no side effect beyond batch-norm statistics, and draws latent
-    noise from the generator it is given. `latent_names` says what the latent dimensions stand for, where they stand
-    for something. `reconstruct` says what is decoded from which candidate: by default everything from each, weighted;
-    `own` (notebook 04) each modality from its own. Penalties that are modules train with the model.
-    Introduced in notebook 01.
+    several parts gives `<penalty>/<part>`). It has no side effect beyond running statistics (batch norm, class centres)
+    and draws latent noise from the generator it is given; dropout and noise on inputs come from torch's own.
+    `latent_names` says what the latent dimensions stand for, where they stand for something. `reconstruct` says what is
+    decoded from which candidate: by default everything from each, weighted; `own` (notebook 04) each modality from its
+    own. Penalties that are modules train with the model. Introduced in notebook 01.
     """
 
     def __init__(
@@ -80,10 +80,15 @@ class Model(nn.Module):
         """
         q, weight = self.encode(batch)
         found = self.decode((weight[..., None] * q.mean).sum(0), batch.library)
-        return {f"nll/{m}": (-p.saturated(batch.x[m]).sum(-1) * batch.mask[m]).mean() for m, p in found.items()}
+        floor = {m: -p.saturated(batch.x[m]).sum(-1) * batch.mask[m] for m, p in found.items() if m in batch.x}
+        return {f"nll/{m}": value.mean() for m, value in floor.items()}
 
     def check(self, samples: Samples) -> None:
         """Raise `ValueError` on data from which separate latent spaces could not be made one (`check_linked`)."""
+        for penalty in self.penalties.values():
+            if isinstance(penalty, ClassCentres) and penalty.column not in samples.covariates:
+                needed = f"Samples(mdata, covariates=[{penalty.column!r}])"
+                raise ValueError(f"class centres need the column {penalty.column!r}: give training.fit {needed}")
         if self.reconstruct is own and len(self.encoders) > 1:
             check_linked(samples, [e.modalities for e in self.encoders], self.penalties)
 
@@ -97,10 +102,18 @@ def encode_measured(encoder: nn.Module, batch: Batch) -> tuple[Posterior, Tensor
     """Posterior [batch, n_latent] of an encoder and who it saw [batch]; N(0, I) for those without its modalities.
 
     Only measured samples are shown to the encoder: the zeros of the others would enter its batch normalisation. A
-    single sample, from which that could not be estimated in training, counts as not seen.
+    single sample, from which that could not be estimated in training, counts as not seen. Data may lack an encoder's
+    modalities altogether, but not some of those that it reads together (`ValueError`).
     """
-    seen = torch.stack([batch.mask[m] for m in encoder.modalities]).any(0)
-    if bool(seen.all()):
+    known = [m for m in encoder.modalities if m in batch.mask]
+    if known and len(known) < len(encoder.modalities):
+        lost = [m for m in encoder.modalities if m not in known]
+        raise ValueError(
+            f"the data have no modality {', '.join(lost)}, which this model reads together with {known[0]}"
+        )
+    nobody = torch.zeros(len(batch), dtype=torch.bool, device=batch.index.device)
+    seen = torch.stack([batch.mask[m] for m in known]).any(0) if known else nobody
+    if known and bool(seen.all()):
         return encoder(batch), seen
     rows = seen.nonzero()[:, 0]
     if len(rows) < 1 + encoder.training:
@@ -137,32 +150,44 @@ def own(model: Model, latent: Latent) -> dict[str, Tensor]:
 
 
 def check_linked(samples: Samples, read: Sequence[Sequence[str]], penalties: Mapping[str, Penalty]) -> None:
-    """Raise `ValueError` where nothing says how modalities belong together: no sample that two of them share, and no
-    class labels; or, without such samples, a class that only one of them has. Introduced in notebook 04.
+    """Raise `ValueError` where nothing says how modalities belong together: neither samples that they share, directly
+    or through a third, nor class labels; or where classes are to do it and one side alone has some of them.
+
+    Looks at the train split. Introduced in notebook 04.
     """
     train = samples.rows("train")
-    batch = samples[train]
-    seen = torch.stack([torch.stack([batch.mask[m] for m in modalities]).any(0) for modalities in read])
-    names = [" and ".join(modalities) for modalities in read]
-    if bool((seen.sum(0) > 1).any()):
+    held = [[samples.modalities[m].position[train] >= 0 for m in each if m in samples.modalities] for each in read]
+    seen = [torch.stack(each).any(0) if each else torch.zeros(len(train), dtype=torch.bool) for each in held]
+    names = [" and ".join(each) for each in read]
+    groups = linked(seen)
+    if len(groups) == 1:
         return
+    sides = [" with ".join(names[k] for k in group) for group in groups]
     classes = next((p for p in penalties.values() if isinstance(p, ClassCentres)), None)
     if classes is None:
         raise ValueError(
-            f"{' and '.join(names)} share no sample in the train split, and the model has no class centres: give a "
+            f"{' and '.join(sides)} share no sample in the train split, and the model has no class centres: give a "
             "sample the same name in all modalities, or class labels, models.xmodalix(..., classes=samples.n_classes)"
         )
-    code = batch.covariates[classes.column]
-    has = torch.stack([torch.bincount(code[row & (code >= 0)], minlength=classes.n_classes) > 0 for row in seen])
-    alone = [int(c) for c in range(classes.n_classes) if has[:, c].sum() == 1]
-    if alone:
-        where = [
-            f"{samples.categories[classes.column][c]!r} only in {names[int(has[:, c].nonzero()[0])]}" for c in alone
-        ]
+    code = samples.covariates[classes.column][train]
+    rows = [torch.stack([seen[k] for k in group]).any(0) & (code >= 0) for group in groups]
+    has = torch.stack([torch.bincount(code[row], minlength=classes.n_classes) > 0 for row in rows])
+    if alone := [c for c in range(classes.n_classes) if has[:, c].sum() == 1]:
+        names = samples.categories[classes.column]
+        where = [f"{names[c]!r} only in {sides[int(has[:, c].nonzero()[0])]}" for c in alone]
         raise ValueError(
             f"classes of {classes.column!r} that one modality alone has in the train split: {', '.join(where)}; leave "
             "these samples out, or give the class to both, since no other modality can show what they look like"
         )
+
+
+def linked(seen: Sequence[Tensor]) -> list[list[int]]:
+    """Encoders in groups that share samples, directly or through others; `seen` [n] of each."""
+    groups: list[list[int]] = []
+    for k, here in enumerate(seen):
+        joined = [g for g in groups if any(bool((seen[other] & here).any()) for other in g)]
+        groups = [g for g in groups if g not in joined] + [sorted([k, *(j for g in joined for j in g)])]
+    return sorted(groups)
 
 
 def flat(terms: Mapping[str, Tensor | Mapping[str, Tensor]]) -> dict[str, Tensor]:

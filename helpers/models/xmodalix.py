@@ -14,6 +14,7 @@ from helpers.layers import Deconvolution, hidden_widths
 from helpers.models.assembly import Model, Penalty, own
 from helpers.models.vae import Head
 from helpers.priors import StandardNormal
+from helpers.wording import closest, few
 
 Shape = Sequence[int]  # (height, width, channels)
 
@@ -26,9 +27,10 @@ def xmodalix(
     factor: float = 4.0,
     dropout: float = 0.1,
     width: int = 16,
+    hidden: Sequence[int] | None = None,
     heads: Mapping[str, Head] | None = None,
     classes: Mapping[str, int] | None = None,
-    extra: Mapping[str, Penalty] | None = None,
+    extra: Mapping[str, Penalty | None] | None = None,
     noise: Mapping[str, float] | None = None,
     skip: bool = False,
 ) -> Model:
@@ -36,14 +38,16 @@ def xmodalix(
 
     `n_vars`: modality -> features, two or more of them (`Samples.n_vars`). `shapes`: modality -> (height, width,
     channels) for pictures (`Samples.shapes`), which get convolutions, `width` channels in the first. Samples may lack
-    modalities. `heads`: modality -> head class, a Gaussian of variance ½ (squared error) unless given. `noise`:
-    modality -> sd of noise on its values in training (`DenseEncoder`). `skip` adds linear paths, on which
-    `controls.start_aligned` can place a PCA and ridge regressions before training.
+    modalities. `hidden`: widths of the dense blocks, in place of `n_layers` and `factor`. `heads`: modality -> head
+    class, a Gaussian of variance ½ (squared error) unless given. `noise`: modality -> sd of noise on its values in
+    training (`DenseEncoder`). `skip` adds linear paths, on which `controls.start_aligned` can place a PCA and ridge
+    regressions before training.
 
     Loss terms: `nll/<modality>`, each from its own latent space; `kl/<modality>`; `paired`, the distance between draws
     of one sample; `adversarial`, how well a classifier tells modalities apart; with `classes` (column -> number of
     classes, `Samples.n_classes`) `class`, the distance to the centre of the class, which aligns modalities without
-    common samples; and those of `extra`, for example `{"translation": penalties.translation}` or `penalties.cycle`.
+    common samples; and those of `extra`, for example `{"translation": penalties.translation}` or `penalties.cycle`; a
+    None there leaves a term out, `{"adversarial": None}`.
     Weights are given to `training.fit`, as numbers, schedules or wanted shares (`balance.Shares`); 1 where not named.
 
     `part(model, m)` trains one modality first. Source: AUTOENCODIX, Methods, X-modalix, after Yang et al. 2021; the
@@ -52,11 +56,15 @@ def xmodalix(
     """
     if len(n_vars) < 2:
         raise ValueError(f"X-modalix joins two modalities or more, got {list(n_vars)}: models.varix or imagix take one")
-    terms: dict[str, Penalty] = {"kl": penalties.kl_each, "paired": penalties.paired}
+    for given in (shapes, heads, noise):
+        if wrong := [m for m in given or {} if m not in n_vars]:
+            raise ValueError(f"there is no modality {wrong[0]!r}{closest(wrong[0], n_vars)}; there are {few(n_vars)}")
+    terms: dict[str, Penalty | None] = {"kl": penalties.kl_each, "paired": penalties.paired}
     terms["adversarial"] = penalties.Adversary(n_latent, len(n_vars))
     for column, n_classes in (classes or {}).items():
-        name = "class" if len(classes) == 1 else f"class {column}"
+        name = "class" if len(classes) == 1 else f"class/{column}"
         terms[name] = penalties.ClassCentres(column, n_classes, n_latent, len(n_vars))
+    terms = {name: term for name, term in (terms | dict(extra or {})).items() if term is not None}
     encoders, decoders = [], []
     for m, n in n_vars.items():
         head, sd = (heads or {}).get(m, GaussianHead), (noise or {}).get(m, 0.0)
@@ -64,12 +72,10 @@ def xmodalix(
             encoders.append(ImageEncoder(m, shapes[m], n_latent, width, skip=skip, noise=sd))
             decoders.append(image_decoder(m, shapes[m], n_latent, width, head, skip))
         else:
-            hidden = hidden_widths(n, n_latent, n_layers, factor)
-            encoders.append(dense_encoder(m, n, n_latent, hidden, dropout, head, skip, sd))
-            decoders.append(dense_decoder(m, n, n_latent, hidden[::-1], dropout, head, skip))
-    return Model(
-        encoders, fusion.mixture, StandardNormal(n_latent), decoders, terms | dict(extra or {}), reconstruct=own
-    )
+            widths = list(hidden_widths(n, n_latent, n_layers, factor) if hidden is None else hidden)
+            encoders.append(dense_encoder(m, n, n_latent, widths, dropout, head, skip, sd))
+            decoders.append(dense_decoder(m, n, n_latent, widths[::-1], dropout, head, skip))
+    return Model(encoders, fusion.mixture, StandardNormal(n_latent), decoders, terms, reconstruct=own)
 
 
 def imagix(
