@@ -219,7 +219,7 @@ def compare(given: Scenario, results: Sequence[Mapping], how: Training) -> pd.Da
     `scenarios.score`, and, for models, "own side", the R² over the mean of the target decoded from itself, and what
     `scenarios.aligned` says. `results`: those of `outcome`. Introduced in notebook 04.
     """
-    read, rows = reader(given), []
+    read, rows = reader(given, most=2 * how.epochs), []
     for name, x_hat in baselines(given).items():
         rows.append({"method": name, "kind": "control"} | score(given, x_hat, read))
     for name, x_hat in ceilings(given, how).items():

@@ -214,17 +214,19 @@ def baselines(given: Scenario) -> dict[str, np.ndarray]:
     return {name: control.predict(x_test) for name, control in fitted.items()}
 
 
-def reader(given: Scenario, seed: int = 0, epochs: int | None = None) -> translation.Reader | None:
+def reader(given: Scenario, seed: int = 0, most: int = 100) -> translation.Reader | None:
     """A network that learned from the true train pictures to tell time, or the class where there is no time.
 
-    None where the target is no picture, or nothing is known to tell. Introduced in notebook 04.
+    Trained for its usual number of epochs, and `most` at most. None where the target is no picture, or nothing is
+    known to tell. Introduced in notebook 04.
     """
     if given.shape is None or not (given.order or given.label_key):
         return None
-    x, options = given.x(given.target, "train"), {"seed": seed} | ({"epochs": epochs} if epochs else {})
+    x = given.x(given.target, "train")
     if given.order and given.paired:
-        return translation.image_regressor(x, given.values("train", given.target), given.shape, **options)
-    return translation.image_classifier(x, given.labels("train", given.target), given.shape, **options)
+        y, epochs = given.values("train", given.target), min(40, most)
+        return translation.image_regressor(x, y, given.shape, seed, epochs)
+    return translation.image_classifier(x, given.labels("train", given.target), given.shape, seed, min(10, most))
 
 
 def score(given: Scenario, x_hat: np.ndarray, read: translation.Reader | None = None) -> dict[str, float]:
@@ -269,7 +271,7 @@ def walk(given: Scenario, z: np.ndarray, n: int = 16) -> tuple[list[str], np.nda
     class centre to class centre, in straight lines. Introduced in notebook 04.
     """
     rows = given.rows("train", given.source)
-    if given.order:
+    if given.order and given.key == given.order:
         time = given.values("train", given.source)
         stretches = np.array_split(np.argsort(time), min(n, len(rows)))
         return [f"{time[s].mean():.3g}" for s in stretches], np.stack([z[rows[s]].mean(0) for s in stretches])
