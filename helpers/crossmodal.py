@@ -20,6 +20,7 @@ from helpers.scenarios import Scenario, aligned, baselines, reader, score, score
 
 ALIGNMENT = {"paired": 0.15, "adversarial": 0.02}  # wanted shares of the loss where samples come in pairs
 CLASSES = {"class": 0.35, "adversarial": 0.02}  # and where only classes join the modalities
+COLUMNS = ("method", "kind", "seed", "R2 over mean", "own side", "FOSCTTM", "label transfer", "modality accuracy")
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,8 @@ def compare(given: Scenario, results: Sequence[Mapping], how: Training) -> pd.Da
         y, x = given.labels("test", given.target), given.x(given.target, "test")
         truth = {f"{k} of {given.label_key}": v for k, v in read.scores(y, read.predict(x)).items()}
         rows.append({"method": "true pictures", "kind": "ceiling"} | truth)
-    return pd.DataFrame(rows).assign(seed=lambda t: t["seed"].fillna(0).astype(int))
+    table = pd.DataFrame(rows).reindex(columns=list(dict.fromkeys([*COLUMNS, *(k for row in rows for k in row)])))
+    return table.assign(seed=table["seed"].fillna(0).astype(int))
 
 
 def kept(results: Sequence[Mapping], what: str) -> pd.DataFrame:

@@ -268,13 +268,15 @@ def walk(given: Scenario, z: np.ndarray, n: int = 16) -> tuple[list[str], np.nda
     """A way through the source's latent space: names and positions [n, n_latent] of its steps.
 
     Along time, where there is an order: the mean of the training samples in each of `n` stretches. Otherwise from
-    class centre to class centre, in straight lines. Introduced in notebook 04.
+    class centre to class centre, in straight lines; without classes along the first principal axis.
+    Introduced in notebook 04.
     """
     rows = given.rows("train", given.source)
-    if given.order and given.key == given.order:
-        time = given.values("train", given.source)
-        stretches = np.array_split(np.argsort(time), min(n, len(rows)))
-        return [f"{time[s].mean():.3g}" for s in stretches], np.stack([z[rows[s]].mean(0) for s in stretches])
+    timed = bool(given.order) and given.key == given.order
+    if timed or not given.label_key:
+        along = given.values("train", given.source) if timed else controls.pca(z[rows], 1).embed(z[rows])[:, 0]
+        stretches = np.array_split(np.argsort(along), min(n, len(rows)))
+        return [f"{along[s].mean():.3g}" for s in stretches], np.stack([z[rows[s]].mean(0) for s in stretches])
     centres = alignment.centres(z[rows], given.labels("train", given.source)).loc[given.classes()]
     steps = max(1, n // max(len(centres) - 1, 1))
     path = [(a, b, t / steps) for a, b in zip(centres.index, centres.index[1:], strict=False) for t in range(steps)]

@@ -1,6 +1,7 @@
 """The scenarios of notebook 04 and what is kept of every training in them."""
 
 import json
+from dataclasses import replace
 
 import anndata as ad
 import mudata
@@ -138,6 +139,9 @@ def test_a_walk_follows_time_or_leads_from_class_to_class(make):
     steps, places = scenarios.walk(make("classes"), make("classes").mdata.obs[["time"]].to_numpy(), 4)
     assert steps[0] == "young" and steps[-1] == "old" and len(steps) == len(places) == 5
     np.testing.assert_allclose(places[2], (places[0] + places[-1]) / 2)
+    nothing = replace(make("pairs"), label_key="", order="")
+    steps, places = scenarios.walk(nothing, given.mdata.obs[["time"]].to_numpy(), 4)
+    assert len(steps) == 4 and len(set(np.sign(np.diff(places[:, 0])))) == 1
 
 
 @pytest.mark.parametrize("name", ["pairs", "classes"])
