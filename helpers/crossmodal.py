@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -100,7 +101,9 @@ def train(
     if how.pretrain:
         alone = options | {"epochs": how.pretrain, "weights": {"kl": 0.01}}
         training.fit(models.part(model, given.target), samples, **alone)
-    return model, training.fit(model, samples, weights=wanted(given, variant, kl), record=accuracy, **options)
+    with warnings.catch_warnings():  # shares that come out are shown
+        warnings.filterwarnings("ignore", "shares of the loss were not reached")
+        return model, training.fit(model, samples, weights=wanted(given, variant, kl), record=accuracy, **options)
 
 
 def wanted(given: Scenario, variant: Variant, kl: float = 0.05) -> Shares:
