@@ -92,6 +92,13 @@ def test_only_pairs_are_split_and_the_rest_serves_training(make):
     assert len(given.rows("test", "rna", "image")) == 16 and given.paired
 
 
+def test_a_subset_keeps_both_modalities_of_unpaired_data(make):
+    mdata = study(paired=False)[:150].copy()  # 120 profiles and 30 pictures
+    part = scenarios.subset(mdata, 80, seed=0)
+    assert part.n_obs == 80 and part["image"].n_obs == 30 and part["rna"].n_obs == 50
+    assert scenarios.subset(mdata, 0, seed=0) is mdata
+
+
 def test_given_ids_are_the_split(make):
     names = [f"s{i:03d}" for i in range(120)]
     given = make("pairs", ids={"train": names[:80], "valid": names[80:100], "test": names[100:]})
