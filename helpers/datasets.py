@@ -18,7 +18,7 @@ from typing import Any
 import mudata
 from mudata import MuData
 
-from helpers import bundled, embryo, project, simulate, sources, tables
+from helpers import bundled, embryo, multiome, project, regulation, simulate, sources, tables
 from helpers.checks import (
     Parts,
     assemble,
@@ -197,6 +197,8 @@ def _choose(parts: Parts, label_key: str, batch_key: str, modalities: Sequence[s
 BUILDERS: dict[str, Callable[..., MuData | Parts]] = {
     "sim-bulk": simulate.bulk,
     "sim-embryo": embryo.embryo,
+    "sim-regulation": regulation.network,
+    "sim-multiome": multiome.multiome,
     "digits": bundled.digits,
     "bulk-digits": bundled.bulk_digits,
     "pbmc68k-reduced": bundled.pbmc68k_reduced,

@@ -37,6 +37,8 @@ LOADS_DATA = {
     "pictures",
     "simulate",
     "embryo",
+    "regulation",
+    "multiome",
     "sources",
     "bundled",
     "tables",
