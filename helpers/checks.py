@@ -231,7 +231,7 @@ def notes(parts: Parts) -> list[str]:
         if adata.X is None or 0 in adata.shape or adata.X.dtype.kind not in "fiub":
             continue
         low, high = _extremes(adata.X)
-        if n := int((~(low < high)).sum()):
+        if (n := int((~(low < high)).sum())) and kind_of(parts, name) != "image":  # pictures keep dark corners
             said.append(f"modality '{name}': {n} of {adata.n_vars} features are constant; prepare drops them")
         if kind_of(parts, name) == "counts" and not _all(adata.X, _whole):
             said.append(f"modality '{name}' is called counts but not all values are whole numbers")

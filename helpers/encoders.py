@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from helpers.batches import Batch
 from helpers.layers import Convolution, dense_stack, linear
+from helpers.wording import few
 
 
 class Posterior(NamedTuple):
@@ -118,3 +119,106 @@ class ImageEncoder(nn.Module):
 def disturbed(x: Tensor, sd: float) -> Tensor:
     """Values with Gaussian noise of standard deviation `sd` on them. Introduced in notebook 04."""
     return x + sd * torch.randn_like(x) if sd else x
+
+
+class LearnedCodes(nn.Module):
+    """A table with one representation per sample in place of an encoder: row `batch.index` of [n_obs, n_latent].
+
+    `n_obs`: rows of the data set, of all splits. Rows start at zero, the least biased place, and are learned with the
+    decoder; `start_at` places them elsewhere. By default a code is a point; `stochastic` gives it a log-variance too,
+    zero at first (the variational auto-decoder). Gradients are sparse, so that `RowAdam` moves the rows of a batch and
+    no others. An optimiser that knows `rate` learns codes that many times as fast as the decoder.
+
+    A code belongs to a sample, so the table remembers what each row was learned from, as the sum of its values over
+    `modalities`; other samples, or the same with a modality hidden, are a `ValueError`: `inference.infer` finds codes
+    for them. Source: Schuster and Krogh 2021 (Entropy 23:1403), Bojanowski et al. 2018. Introduced in notebook 05.
+    """
+
+    rate = 10.0
+
+    def __init__(self, modalities: Sequence[str], n_obs: int, n_latent: int, stochastic: bool = False):
+        super().__init__()
+        self.modalities, self.n_obs, self.n_latent = tuple(modalities), n_obs, n_latent
+        self.stochastic = stochastic
+        self.table = nn.Embedding(n_obs, n_latent * (2 if stochastic else 1), sparse=True)
+        nn.init.zeros_(self.table.weight)
+        self.register_buffer("learned_from", torch.full((n_obs,), torch.nan))
+
+    def forward(self, batch: Batch) -> Posterior:
+        """Rows `batch.index` [batch] -> posterior [batch, n_latent]."""
+        if not self.training:
+            self.check(batch)
+        found = self.table(batch.index)
+        if found.requires_grad:  # noted once they learn from it: the forward pass itself leaves no trace
+            found.register_hook(lambda _: self.remember(batch))
+        return Posterior(*found.chunk(2, -1)) if self.stochastic else Posterior(found, None)
+
+    def total(self, batch: Batch) -> Tensor:
+        """Sum of a sample's values over the modalities that codes are learned from, [batch]."""
+        return torch.stack([batch.x[m].detach().float().sum(-1) for m in self.modalities]).sum(0)
+
+    def remember(self, batch: Batch) -> None:
+        """Note what the codes of these samples are learned from."""
+        self.learned_from[batch.index] = self.total(batch)
+
+    def check(self, batch: Batch) -> None:
+        """Raise `ValueError` for samples other than those whose codes were learned. A new table takes any, and where
+        gradients are on, as for the valid split in training, so do rows not learned yet."""
+        if len(batch) and int(batch.index.max()) >= self.n_obs:
+            raise ValueError(
+                f"the model has codes of {self.n_obs} samples, and row {int(batch.index.max())} was asked for: "
+                "inference.infer(model, data) finds codes for other samples"
+            )
+        size = torch.stack([batch.x[m].float().abs().sum(-1) for m in self.modalities]).sum(0)
+        known = self.learned_from[batch.index]
+        off = ~((known - self.total(batch)).abs() <= 1e-4 * size + 1e-6)  # sums are rounded
+        if torch.is_grad_enabled() or bool(self.learned_from.isnan().all()):
+            off = off & ~known.isnan()
+        if bool(off.any()):
+            raise ValueError(
+                f"{int(off.sum())} of {len(batch)} samples have no code in this model, or one from other values or "
+                f"modalities (rows {few(batch.index[off].tolist())}): inference.infer(model, data) finds codes"
+            )
+
+    @torch.no_grad()
+    def start_at(self, z: Tensor) -> None:
+        """Place the codes (means) of all samples at z [n_obs, n_latent]; raises `ValueError` on another shape."""
+        if tuple(z.shape) != (self.n_obs, self.n_latent):
+            raise ValueError(f"codes are [{self.n_obs}, {self.n_latent}], got {list(z.shape)}")
+        self.table.weight[:, : self.n_latent] = z.to(self.table.weight)
+
+
+class RowAdam(torch.optim.AdamW):
+    """AdamW; and in tables with sparse gradients (`LearnedCodes`), Adam for the rows of the batch alone.
+
+    Each row has its own moments and its own count of steps. A code enters the loss of its own sample only, and each
+    sample comes once per epoch, so this gives what one step for all codes at the end of the epoch would give (as
+    published), at a cost that does not grow with the data set. Rows have no weight decay: their prior does that.
+    Introduced in notebook 05.
+    """
+
+    def step(self, closure: Callable | None = None) -> Tensor | None:
+        """One step; rows that have no gradient stay exactly where they are."""
+        loss = None if closure is None else closure()
+        tables = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        tables = [(group, p, p.grad) for group, p in tables if p.grad.is_sparse]
+        for group, p, grad in tables:
+            self.step_rows(group, p, grad.coalesce())
+            p.grad = None  # AdamW takes dense gradients only
+        super().step()
+        for _, p, grad in tables:
+            p.grad = grad
+        return loss
+
+    @torch.no_grad()
+    def step_rows(self, group: dict, table: nn.Parameter, grad: Tensor) -> None:
+        """Adam for the rows of a coalesced sparse gradient."""
+        state, row, g = self.state[table], grad.indices()[0], grad.values()
+        if not state:
+            state["step"] = torch.zeros(len(table), 1, device=table.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        first, second = group["betas"]
+        n = state["step"][row] + 1
+        m, v = state["exp_avg"][row].lerp(g, 1 - first), state["exp_avg_sq"][row].lerp(g.square(), 1 - second)
+        state["step"][row], state["exp_avg"][row], state["exp_avg_sq"][row] = n, m, v
+        table[row] -= group["lr"] * (m / (1 - first**n)) / ((v / (1 - second**n)).sqrt() + group["eps"])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from helpers.balance import Balanced, Schedules, Shares, first_look, weighing, weighted
 from helpers.batches import Samples, check_batch_size, epoch
 from helpers.checkpoints import nested, random_states, read_checkpoint, set_random_states, under, write_checkpoint
+from helpers.encoders import RowAdam
 from helpers.likelihoods import check_support
 from helpers.schedules import DECAYS, Curve
 from helpers.wording import few
@@ -68,7 +69,7 @@ def fit(
     data: Samples | object,
     *,
     weights: Mapping[str, float | Curve] | Shares | None = None,
-    optimiser: type[torch.optim.Optimizer] | Callable = torch.optim.AdamW,
+    optimiser: type[torch.optim.Optimizer] | Callable = RowAdam,
     device: str = "auto",
     record: Record | None = None,
     record_every: int = 1,
@@ -90,7 +91,8 @@ def fit(
         1 where not named. The history holds unweighted terms, `weight/<term>` and the weighted `total`. On the
         valid split, `total` uses the weights of the last epoch, so that epochs compare. Or `balance.Shares`: wanted
         shares of the loss, from which weights are found; the history then holds `floor/<term>` at epoch 0.
-    optimiser : called as `optimiser(parameters, lr=…, weight_decay=…, fused=True)`.
+    optimiser : called as `optimiser(parameters, lr=…, weight_decay=…, fused=True)`; AdamW, which knows tables of codes
+        too. Codes of valid samples (`LearnedCodes`) are learned while the split is watched, with all else fixed.
     record, record_every : numbers to add to the history every so many epochs, `record(model, samples)`.
     watch : told after every epoch, `watch(epoch, {split: {term: value}}, settled)`: settled once all weights have
         reached their last value. What it raises ends the training.
@@ -162,6 +164,8 @@ class Run:
         self.parameters, groups = list(self.model.parameters()), parameter_groups(self.model, s.lr)
         self.optimiser = self.make_optimiser(groups, lr=s.lr, weight_decay=s.weight_decay, fused=True)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        sparse = [m for m in self.model.modules() if isinstance(m, nn.Embedding) and m.sparse]
+        self.codes = [m.weight for m in sparse if m.weight.requires_grad]  # of samples: held-out ones have theirs too
         self.shuffle = torch.Generator().manual_seed(s.seed)
         self.noise = torch.Generator(device).manual_seed(s.seed + 1)
         self.generators = {"shuffle": self.shuffle, "noise": self.noise}
@@ -216,25 +220,26 @@ class Run:
         noise = self.noise if train else torch.Generator(self.samples.device).manual_seed(self.settings.seed)
         batch_size = self.settings.batch_size if train else max(self.settings.batch_size, EVALUATION_BATCH)
         sums: Tensor | int = 0
-        with torch.set_grad_enabled(train):
+        with torch.set_grad_enabled(train or bool(self.codes)):
             for index in epoch(rows, batch_size, self.shuffle if train else None):
                 with self.autocast():
                     terms = self.losses(self.samples[index], noise)
                     total = weighted(terms, weights)
-                if train:
-                    self.step(total)
+                if train or self.codes:
+                    self.step(total, only=None if train else self.codes)
                 sums = sums + torch.stack([v.detach().float() for v in (*terms.values(), total)]) * len(index)
         means = (sums / len(rows)).tolist()  # the only wait for the device in an epoch
         return dict(zip([*terms, "total"], means, strict=True))
 
-    def step(self, total: Tensor) -> None:
+    def step(self, total: Tensor, only: list[Tensor] | None = None) -> None:
         if not total.requires_grad:  # nothing that the model reads was measured in this batch
             return
         for parameter in self.parameters:
             parameter.grad = None
-        total.backward()
+        total.backward(inputs=only)
         if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+            dense = [p for p in self.parameters if p.grad is None or not p.grad.is_sparse]  # rows have Adam's own scale
+            nn.utils.clip_grad_norm_(dense, self.settings.clip_norm)
         self.optimiser.step()
 
     def autocast(self) -> contextlib.AbstractContextManager:

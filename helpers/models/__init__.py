@@ -1,6 +1,7 @@
 """One file per model family, each a recipe that puts parts together."""
 
 from helpers.models.assembly import Model, n_parameters
+from helpers.models.dgd import decoder, dgd, scdgd, vad
 from helpers.models.maskix import maskix
 from helpers.models.ontix import ontix
 from helpers.models.stackix import stackix
@@ -9,13 +10,17 @@ from helpers.models.xmodalix import imagix, part, xmodalix
 
 __all__ = [
     "Model",
+    "decoder",
+    "dgd",
     "disentanglix",
     "imagix",
     "maskix",
     "n_parameters",
     "ontix",
     "part",
+    "scdgd",
     "stackix",
+    "vad",
     "vanillix",
     "varix",
     "xmodalix",
