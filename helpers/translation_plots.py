@@ -144,7 +144,7 @@ def written(labels: Sequence) -> list[str]:
 
 
 def spaced(n: int, most: int = 10) -> np.ndarray:
-    """Positions of at most `most` of `n` samples, evenly spaced from first to last. Introduced in notebook 04."""
+    """Positions of at most `most` of `n` samples, evenly spaced. Introduced in notebook 04."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 
 
@@ -158,16 +158,17 @@ def picture_grid(
     """A figure of pictures, 7 in wide: what was measured above what models and simple methods make of it.
 
     `rows`: name -> pictures [n, h*w*c], for example measured, image → image, protein → image; of more than ten samples
-    ten are shown, evenly spaced, so that sorted samples show the whole range. See `mosaic` for the rest. With a class
-    per column it compares class centres decoded from either side. Introduced in notebook 04.
+    ten are shown, evenly spaced, so that sorted samples show the whole range. Dark pictures are brightened, all rows
+    alike, until the first one fills the scale. See `mosaic` for the rest. Introduced in notebook 04.
     """
     some = spaced(_count(rows, labels))
     margin = 0.07 * max(len(line) for name in rows for line in str(name).splitlines())  # for names, in
     width = min(2 * WIDTH, margin + 0.9 * len(some))  # few pictures stay small
     height = (width - margin) / len(some) * len(rows) * shape[0] / shape[1]
-    size = (width, height + 0.15 + 0.17 * (labels is not None) + 0.17 * bool(xlabel))
-    fig, ax = plt.subplots(figsize=size, layout="compressed")
-    shown = {name: np.asarray(x)[some] for name, x in rows.items()}
+    height += 0.15 + 0.17 * (labels is not None) + 0.17 * bool(xlabel)
+    fig, ax = plt.subplots(figsize=(width, height), layout="compressed")
+    top = min(np.nanquantile(next(iter(rows.values())), 0.999) or 1.0, 1.0)
+    shown = {name: np.asarray(x)[some] / top for name, x in rows.items()}
     mosaic(ax, shown, shape, None if labels is None else np.asarray(labels)[some], controls, xlabel)
     return fig
 

@@ -344,3 +344,13 @@ def test_the_balance_trade_has_a_line_per_scenario_with_its_spread_over_seeds():
     assert "10.0%" in [t.get_text() for t in axes[0].get_xticklabels()]
     with pytest.raises(ValueError, match="no column 'SSIM'"):
         tp.balance_trade(axes, table, "share of KL", ["SSIM"])
+
+
+def test_dark_pictures_are_brightened_alike():
+    dark = np.linspace(0, 0.2, 5 * 64).reshape(5, 64)
+    fig = tp.picture_grid({"measured": dark, "half": dark / 2}, (8, 8, 1))
+    drawn = fig.axes[0].images[0].get_array()
+    first, second = np.split(drawn, 2)
+    assert first[first < 1].max() > 0.95  # white is the frame
+    assert second[second < 1].max() == pytest.approx(0.5, abs=0.02)
+    plt.close(fig)
