@@ -1,13 +1,14 @@
 """Mini-batches without a data loader: the whole data set lives on one device, an epoch is a permutation of row numbers.
 
-A CSR matrix stays CSR; only the rows of a batch become dense. Modalities that lack samples are masks.
+A CSR matrix stays CSR, also in the batch, until somebody asks for dense values. Modalities that lack samples are masks.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import mudata
 import numpy as np
@@ -19,13 +20,103 @@ from helpers.project import pick_device
 
 
 @dataclass(frozen=True)
+class Counts:
+    """The stored values of some rows of a CSR matrix [batch, n_vars], row after row.
+
+    Introduced in notebook 06.
+    """
+
+    length: Tensor  # [batch] stored values per row
+    column: Tensor  # [n_stored]
+    value: Tensor  # [n_stored]
+    n_vars: int
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(batch, n_vars)."""
+        return len(self), self.n_vars
+
+    @cached_property
+    def row(self) -> Tensor:
+        """Row of each stored value, [n_stored]."""
+        rows = torch.arange(len(self), device=self.length.device)
+        return torch.repeat_interleave(rows, self.length, output_size=len(self.column))
+
+    @cached_property
+    def place(self) -> Tensor:
+        """Where each stored value stands in the flat dense matrix, [n_stored]."""
+        return self.row * self.n_vars + self.column
+
+    def dense(self) -> Tensor:
+        """[batch, n_vars]."""
+        return self.value.new_zeros(len(self) * self.n_vars).index_add_(0, self.place, self.value).view(self.shape)
+
+    def sum(self) -> Tensor:
+        """Row sums [batch]."""
+        return self.per_row(self.value)
+
+    def per_row(self, each: Tensor) -> Tensor:
+        """Sums [batch] of one number per stored value."""
+        return each.new_zeros(len(self)).index_add_(0, self.row, each)
+
+    def __getitem__(self, rows: Tensor) -> Counts:
+        return stored_rows(self.length.cumsum(0) - self.length, self.length, rows, self.column, self.value, self.n_vars)
+
+    def hidden(self) -> Counts:
+        """As many rows, without any value."""
+        return Counts(torch.zeros_like(self.length), self.column[:0], self.value[:0], self.n_vars)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Counts:
+        """The same on another device."""
+        parts = (part.to(device, non_blocking=non_blocking) for part in (self.length, self.column, self.value))
+        return Counts(*parts, self.n_vars)
+
+
+def stored_rows(start: Tensor, length: Tensor, rows: Tensor, column: Tensor, value: Tensor, n_vars: int) -> Counts:
+    """Rows of a CSR matrix whose row i has `length[i]` values from `start[i]` on. Introduced in notebook 06."""
+    first, length = start[rows], length[rows]
+    end = length.cumsum(0)
+    total = int(end[-1]) if len(end) else 0
+    source = torch.repeat_interleave(first - end + length, length, output_size=total)
+    source += torch.arange(total, device=source.device)
+    return Counts(length, column[source], value[source], n_vars)
+
+
+class Values(Mapping):
+    """Modality -> dense values [batch, n_vars], made of stored `Counts` when first asked for.
+
+    Introduced in notebook 06.
+    """
+
+    def __init__(self, stored: Mapping[str, Tensor | Counts]):
+        self.stored, self.dense = dict(stored), {}
+
+    def __getitem__(self, modality: str) -> Tensor:
+        found = self.stored[modality]
+        if isinstance(found, Tensor):
+            return found
+        if modality not in self.dense:
+            self.dense[modality] = found.dense()
+        return self.dense[modality]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+
+@dataclass(frozen=True)
 class Batch:
     """What a model sees of some samples. Unobserved entries of `x` are zero and False in `mask`.
 
     Introduced in notebook 01.
     """
 
-    x: dict[str, Tensor]  # modality -> [batch, n_vars]
+    x: Mapping[str, Tensor]  # modality -> [batch, n_vars]
     mask: dict[str, Tensor]  # modality -> [batch] bool, True where measured
     library: dict[str, Tensor]  # count modality -> [batch, 1] total counts, 0 where not measured
     index: Tensor  # [batch] rows of the data set
@@ -36,15 +127,25 @@ class Batch:
 
     def __getitem__(self, rows: Tensor) -> Batch:
         """Some samples of the batch, by their places in it [n_rows]."""
-        parts = (self.x, self.mask, self.library, self.covariates)
-        x, mask, library, covariates = ({name: value[rows] for name, value in part.items()} for part in parts)
+        parts = (self.mask, self.library, self.covariates)
+        mask, library, covariates = ({name: value[rows] for name, value in part.items()} for part in parts)
+        x = Values({m: self.stored(m)[rows] for m in self.x})
         return Batch(x, mask, library, self.index[rows], covariates)
+
+    def stored(self, modality: str) -> Tensor | Counts:
+        """Values of a modality as they are kept: `Counts` where the data are CSR. Introduced in notebook 06."""
+        return self.x.stored[modality] if isinstance(self.x, Values) else self.x[modality]
 
     def showing(self, modality: str) -> Batch:
         """The same samples as if nothing but one modality had been measured. Introduced in notebook 04."""
-        x = {m: v if m == modality else torch.zeros_like(v) for m, v in self.x.items()}
+        x = {m: self.stored(m) if m == modality else without_values(self.stored(m)) for m in self.x}
         mask = {m: v if m == modality else torch.zeros_like(v) for m, v in self.mask.items()}
-        return Batch(x, mask, self.library, self.index, self.covariates)
+        return Batch(Values(x), mask, self.library, self.index, self.covariates)
+
+
+def without_values(x: Tensor | Counts) -> Tensor | Counts:
+    """The same shape, all zero. Introduced in notebook 06."""
+    return torch.zeros_like(x) if isinstance(x, Tensor) else x.hidden()
 
 
 class DenseRows:
@@ -54,32 +155,31 @@ class DenseRows:
         self.values = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(home)
         self.n_rows, self.n_vars = x.shape
 
-    def take(self, rows: Tensor) -> Tensor:
-        """Rows [batch] -> [batch, n_vars]."""
-        return self.values.index_select(0, rows)
+    def take(self, rows: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Rows [batch] -> [batch, n_vars], zeros where `mask` [batch] is False."""
+        x = self.values.index_select(0, rows)
+        return x if mask is None else x * mask[:, None]
 
 
 class SparseRows:
     """A CSR matrix at home on one device; on the CPU it shares scipy's memory. Introduced in notebook 01."""
 
     def __init__(self, x: sp.csr_matrix, home: torch.device):
+        if not x.has_canonical_format:  # a value stored in two pieces would count as two
+            x = x.copy()
+            x.sum_duplicates()
         self.start = torch.from_numpy(x.indptr.astype(np.int64)).to(home)
         self.column = torch.from_numpy(x.indices).to(home)
         self.values = torch.from_numpy(x.data.astype(np.float32, copy=False)).to(home)
         self.n_rows, self.n_vars = x.shape
 
-    def take(self, rows: Tensor) -> Tensor:
-        """Rows [batch] -> dense [batch, n_vars]; only the stored values are touched."""
-        first = self.start[rows]
-        length = self.start[rows + 1] - first  # [batch] stored values per row
-        end = length.cumsum(0)
-        total = int(end[-1]) if len(end) else 0
-        source = torch.repeat_interleave(first - end + length, length, output_size=total)
-        source += torch.arange(total, device=rows.device)
-        begin = torch.arange(len(rows), device=rows.device) * self.n_vars  # of each row in the flat output
-        target = torch.repeat_interleave(begin, length, output_size=total) + self.column[source]
-        out = self.values.new_zeros(len(rows) * self.n_vars)
-        return out.index_add_(0, target, self.values[source]).view(len(rows), self.n_vars)
+    def take(self, rows: Tensor, mask: Tensor | None = None) -> Counts:
+        """Rows [batch] -> their stored values, none where `mask` [batch] is False."""
+        start = self.start[rows]
+        length = self.start[rows + 1] - start
+        length = length if mask is None else length * mask
+        every = torch.arange(len(rows), device=rows.device)
+        return stored_rows(start, length, every, self.column, self.values, self.n_vars)
 
 
 @dataclass(frozen=True)
@@ -91,16 +191,15 @@ class Modality:
     library: Tensor | None  # [n_rows, 1] total counts, None unless counts
     complete: bool  # every sample is measured
 
-    def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def take(self, index: Tensor) -> tuple[Tensor | Counts, Tensor, Tensor | None]:
         """Rows of the data set [batch] -> values [batch, n_vars], mask [batch], library [batch, 1] or None."""
         position = self.position[index]
         mask, row = position >= 0, position.clamp(min=0)
         if not self.rows.n_rows:  # nobody has it
             nothing = torch.zeros(len(index), self.rows.n_vars, device=position.device)
             return nothing, mask, None if self.library is None else nothing[:, :1]
-        x = self.rows.take(row)
         library = None if self.library is None else self.library[row] * mask[:, None]
-        return (x if self.complete else x * mask[:, None]), mask, library
+        return self.rows.take(row, None if self.complete else mask), mask, library
 
 
 class Samples:
@@ -156,18 +255,18 @@ class Samples:
         index = index.to(self.home)
         taken = {name: modality.take(index) for name, modality in self.modalities.items()}
         return Batch(
-            x={name: self._send(x) for name, (x, _, _) in taken.items()},
+            x=Values({name: self._send(x) for name, (x, _, _) in taken.items()}),
             mask={name: self._send(mask) for name, (_, mask, _) in taken.items()},
             library={name: self._send(total) for name, (_, _, total) in taken.items() if total is not None},
             index=self._send(index),
             covariates={name: self._send(code[index]) for name, code in self.covariates.items()},
         )
 
-    def _send(self, value: Tensor) -> Tensor:
+    def _send(self, value: Tensor | Counts) -> Tensor | Counts:
         if self.home == self.device:
             return value
-        pinned = value.pin_memory() if self.device.type == "cuda" else value
-        return pinned.to(self.device, non_blocking=True)
+        pin = self.device.type == "cuda" and isinstance(value, Tensor)
+        return (value.pin_memory() if pin else value).to(self.device, non_blocking=True)
 
 
 def place(mdata: mudata.MuData, name: str, home: torch.device, counts: bool) -> Modality:

@@ -366,10 +366,6 @@ def _has_ontology(parts: Parts) -> bool:
     return any({"pathways", "chromosome"} & set(adata.var.columns) for adata in parts.modalities.values())
 
 
-def _has_peaks(parts: Parts) -> bool:
-    return "atac" in parts.modalities and parts.modalities["atac"].var_names.str.contains(r"[:_-]\d+[-_]\d+$").any()
-
-
 def _is_single_cell(parts: Parts) -> bool:
     return "rna" in parts.modalities and kind_of(parts, "rna") == "counts"
 
@@ -387,7 +383,7 @@ NEEDS: dict[str, tuple[tuple[Callable[[Parts], bool], str], ...]] = {
     "05 DGD clustering": (CLASSES, (_has_kind("counts", "image"), "a modality of counts or images")),
     "06 multiDGD perturbation": (
         (_is_single_cell, "a modality 'rna' of counts"),
-        (_has_peaks, "a modality 'atac' with peaks named chromosome:start-end"),
+        (TWO[0], "a second modality, for links 'atac' with peaks named chromosome:start-end"),
     ),
     "07 MIMA integration": (TWO, CLASSES, (_has_batches, "a batch column with two batches or more (batch_key)")),
     "08 sample size": (

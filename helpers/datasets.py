@@ -18,7 +18,7 @@ from typing import Any
 import mudata
 from mudata import MuData
 
-from helpers import bundled, embryo, multiome, project, regulation, simulate, sources, tables
+from helpers import bundled, embryo, multiome, project, regulation, simulate, singlecell, sources, tables
 from helpers.checks import (
     Parts,
     assemble,
@@ -154,7 +154,7 @@ def fetch(name: str) -> list[Path]:
     """Download what is missing of the files of a data set or ontology; their paths. Introduced in notebook 01."""
     if name not in _all():
         raise ValueError(unknown(name))
-    return sources.fetch(_all()[name].files)
+    return sources.fetch((*_all()[name].files, *singlecell.lacking(name)))
 
 
 def unknown(name: str) -> str:
@@ -209,6 +209,10 @@ BUILDERS: dict[str, Callable[..., MuData | Parts]] = {
     "tcga-breast": sources.tcga_breast,
     "mnist": sources.mnist,
     "brca-mnist": bundled.brca_mnist,
+    "mop-snare": singlecell.mop_snare,
+    "pbmc-citeseq": singlecell.pbmc_citeseq,
+    "pbmc-mosaic": singlecell.pbmc_mosaic,
+    "fashion-mnist": singlecell.fashion_mnist,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from helpers.layers import LinkedLinear, dense_stack, linear
-from helpers.likelihoods import Bernoulli, Gaussian, NegativeBinomial
+from helpers.likelihoods import Bernoulli, Foreground, Gaussian, NegativeBinomial, Shares
 
 Layer = Callable[[int, int], nn.Module]
 
@@ -63,9 +64,67 @@ class NegativeBinomialHead(nn.Module):
 
     def forward(self, h: Tensor, library: Tensor | None = None) -> NegativeBinomial:
         total = torch.full_like(h[..., :1], 1e4) if library is None else library
-        log_share = torch.log_softmax(self.logits(h), -1)
         # an empty sample has no depth to scale by; one count keeps its log finite
-        return NegativeBinomial(log_share + total.clamp(min=1).log(), self.log_r)
+        return NegativeBinomial(Shares(self.logits(h), total.clamp(min=1).log()), self.log_r)
+
+
+class TotalHead(nn.Module):
+    """As `NegativeBinomialHead`, but the total count of a sample is decoded too, not read off the data.
+
+    With it the total may change when a gene is silenced. `total` is where it starts, the mean library size. Source: the
+    open question of Schuster 2024 (thesis, paper III). Introduced in notebook 06.
+    """
+
+    likelihood = NegativeBinomial
+
+    def __init__(self, n_in: int, n_vars: int, total: float = 1e4, layer: Layer = linear):
+        super().__init__()
+        self.logits, self.log_total = layer(n_in, n_vars), linear(n_in, 1)
+        nn.init.constant_(self.log_total.bias, math.log(total))
+        self.log_r = nn.Parameter(torch.randn(n_vars))
+
+    def forward(self, h: Tensor, library: Tensor | None = None) -> NegativeBinomial:
+        return NegativeBinomial(Shares(self.logits(h), self.log_total(h)), self.log_r)
+
+
+class ForegroundHead(nn.Module):
+    """Hidden features [batch, n_in] -> `Foreground` [batch, n_vars]: protein counts over a background.
+
+    Means are decoded as they are, without a library size. Introduced in notebook 06.
+    """
+
+    likelihood = Foreground
+
+    def __init__(self, n_in: int, n_vars: int, layer: Layer = linear):
+        super().__init__()
+        self.background, self.excess, self.share = (layer(n_in, n_vars) for _ in range(3))
+        self.log_r = nn.Parameter(torch.randn(n_vars))
+
+    def forward(self, h: Tensor, library: Tensor | None = None) -> Foreground:
+        return Foreground(self.background(h), self.excess(h), self.share(h), self.log_r)
+
+
+class Branch(nn.Module):
+    """Layers with ReLU that one modality has for itself, before its head: `head(n_in, n_vars)` of that many widths.
+
+    Introduced in notebook 06.
+    """
+
+    def __init__(self, n_in: int, hidden: Sequence[int], n_vars: int, head: Callable[[int, int], nn.Module]):
+        super().__init__()
+        self.body, self.head = rectified([n_in, *hidden]), head([n_in, *hidden][-1], n_vars)
+        self.likelihood = self.head.likelihood
+
+    def forward(self, h: Tensor, library: Tensor | None = None) -> Distribution:
+        return self.head(self.body(h), library)
+
+
+def rectified(widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers of these widths, each with ReLU; without normalisation or dropout, so that a code found with the
+    decoder frozen means what it means in training. Introduced in notebook 05.
+    """
+    pairs = zip(widths, widths[1:], strict=False)
+    return nn.Sequential(*(layer for a, b in pairs for layer in (linear(a, b), nn.ReLU())))
 
 
 class DenseDecoder(nn.Module):

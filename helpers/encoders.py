@@ -9,9 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from helpers.batches import Batch
+from helpers.batches import Batch, Counts
 from helpers.layers import Convolution, dense_stack, linear
 from helpers.wording import few
+
+# Adam for codes and mixtures: β as published, since each code is met once per epoch; no weight decay
+AT_OWN_PACE = {"betas": (0.5, 0.7), "weight_decay": 0.0}
 
 
 class Posterior(NamedTuple):
@@ -134,7 +137,7 @@ class LearnedCodes(nn.Module):
     for them. Source: Schuster and Krogh 2021 (Entropy 23:1403), Bojanowski et al. 2018. Introduced in notebook 05.
     """
 
-    rate = 10.0
+    rate, habits = 10.0, AT_OWN_PACE
 
     def __init__(self, modalities: Sequence[str], n_obs: int, n_latent: int, stochastic: bool = False):
         super().__init__()
@@ -155,7 +158,7 @@ class LearnedCodes(nn.Module):
 
     def total(self, batch: Batch) -> Tensor:
         """Sum of a sample's values over the modalities that codes are learned from, [batch]."""
-        return torch.stack([batch.x[m].detach().float().sum(-1) for m in self.modalities]).sum(0)
+        return torch.stack([summed(batch.stored(m), lambda x: x) for m in self.modalities]).sum(0)
 
     def remember(self, batch: Batch) -> None:
         """Note what the codes of these samples are learned from."""
@@ -169,7 +172,7 @@ class LearnedCodes(nn.Module):
                 f"the model has codes of {self.n_obs} samples, and row {int(batch.index.max())} was asked for: "
                 "inference.infer(model, data) finds codes for other samples"
             )
-        size = torch.stack([batch.x[m].float().abs().sum(-1) for m in self.modalities]).sum(0)
+        size = torch.stack([summed(batch.stored(m), torch.abs) for m in self.modalities]).sum(0)
         known = self.learned_from[batch.index]
         off = ~((known - self.total(batch)).abs() <= 1e-4 * size + 1e-6)  # sums are rounded
         if torch.is_grad_enabled() or bool(self.learned_from.isnan().all()):
@@ -180,12 +183,30 @@ class LearnedCodes(nn.Module):
                 f"modalities (rows {few(batch.index[off].tolist())}): inference.infer(model, data) finds codes"
             )
 
+    def resize(self, n_obs: int) -> None:
+        """Make room for other samples; all codes are at zero again. Introduced in notebook 06."""
+        old = self.table.weight
+        self.n_obs = n_obs
+        self.table = nn.Embedding(n_obs, old.shape[1], sparse=True, device=old.device)
+        nn.init.zeros_(self.table.weight)
+        self.learned_from = torch.full((n_obs,), torch.nan, device=old.device)
+
     @torch.no_grad()
-    def start_at(self, z: Tensor) -> None:
-        """Place the codes (means) of all samples at z [n_obs, n_latent]; raises `ValueError` on another shape."""
-        if tuple(z.shape) != (self.n_obs, self.n_latent):
-            raise ValueError(f"codes are [{self.n_obs}, {self.n_latent}], got {list(z.shape)}")
-        self.table.weight[:, : self.n_latent] = z.to(self.table.weight)
+    def start_at(self, z: Tensor, place: slice = slice(None)) -> None:
+        """Place the codes (means) of all samples at z [n_obs, n_latent], or those of their dimensions that are in
+        `place`; raises `ValueError` on another shape.
+        """
+        part = self.table.weight[:, : self.n_latent][:, place]
+        if z.shape != part.shape:
+            raise ValueError(f"codes are {list(part.shape)}, got {list(z.shape)}")
+        part.copy_(z)
+
+
+def summed(x: Tensor | Counts, what: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sum of `what` of each value of a sample, [batch]; zeros must stay zeros. Introduced in notebook 05."""
+    if isinstance(x, Counts):
+        return x.per_row(what(x.value))
+    return what(x.detach().float()).sum(-1)
 
 
 class RowAdam(torch.optim.AdamW):

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mudata
 import numpy as np
-import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import constraints
 
-from helpers import tasks
+from helpers import tasks, training
 from helpers.batches import Batch, Samples
-from helpers.encoders import LearnedCodes, Posterior
-from helpers.likelihoods import check_support
+from helpers.encoders import DenseEncoder, LearnedCodes, Posterior
+from helpers.likelihoods import check_support, log_likelihood
 from helpers.models import Model
 from helpers.models.dgd import learned
-from helpers.priors import GaussianMixture
+from helpers.priors import BASAL, GaussianMixture, Together, parts_of
 from helpers.wording import closest, few
 
 N_DRAWS = 8  # of a posterior, in pairs ±ε, where a code has a variance
@@ -37,12 +39,15 @@ def infer(
     lr: float | None = None,
     starts: int = 1,
     batch_size: int = 512,
+    start: Model | None = None,
     seed: int = 0,
 ) -> Model:
     """The same model with codes for these samples in place of those it was trained with; decoder and prior are shared
     and stay as they are, and `tasks` take it as any other.
 
-    Each sample starts at the component mean that explains it best (at zero without a mixture) and descends its own
+    Each sample starts at the component mean that explains it best (at zero without a mixture; with covariates, the
+    basal component first, then each covariate's, so that sums and not products of components are tried), or where the
+    encoder of `start` puts it (`amortised`), and descends its own
     −log p(x | z) − log p(z), both of weight 1, by Adam, at half the pace whenever it stops to improve by `tolerance`
     nats, until it has done so five times or `steps` are used up (a warning says for how many samples). Only measured
     modalities enter the loss, and of those only `modalities` where they are named: codes for a translation must not
@@ -65,19 +70,22 @@ def infer(
     new = LearnedCodes(read, len(samples), old.n_latent, old.stochastic).to(device)
     if split is not None and len(samples) == old.n_obs and {*read} == {*old.modalities}:
         new.load_state_dict(old.state_dict())
-    search = Search(model.eval(), read, steps, tolerance, lr, starts, seed)
-    for index in rows.split(batch_size):
-        batch = samples[index]
-        with torch.no_grad():
-            new.table.weight[batch.index] = search.run(batch)
-            new.remember(batch)
+    search = Search(model.eval(), read, steps, tolerance, lr, starts, seed, start)
+    with frozen(model):
+        for index in rows.split(batch_size):
+            batch = samples[index]
+            with torch.no_grad():
+                new.table.weight[batch.index] = search.run(batch)
+                new.remember(batch)
     if search.unfinished:
         warnings.warn(
             f"{search.unfinished} of {len(rows)} codes still improved by more than {tolerance} nats after {steps} "
             "steps: raise steps= or tolerance=",
             stacklevel=2,
         )
-    return learned(new, model.prior, model.decoders, model.penalties).eval()
+    found = learned(new, model.prior, model.decoders, model.penalties)
+    found.recipe = getattr(model, "recipe", {"name": "", "arguments": {}})
+    return found.eval()
 
 
 def codes(model: Model, data: Samples | mudata.MuData, split: str | None = None, **options) -> np.ndarray:
@@ -88,27 +96,6 @@ def codes(model: Model, data: Samples | mudata.MuData, split: str | None = None,
     table = table_of(infer(model, samples, split, **options)).table.weight.detach()
     rows = slice(None) if split is None else samples.rows(split).to(table.device)
     return table[rows][:, : table_of(model).n_latent].cpu().numpy()
-
-
-def cluster(
-    model: Model, data: Samples | mudata.MuData, split: str | None = None, key: str | None = None
-) -> np.ndarray:
-    """The component of highest posterior probability, [n_obs] whole numbers from 0, of all samples or of a split.
-
-    `key` writes them to `data.obs[key]` as categories, where `data` is a MuData and no split is asked for. The model
-    needs codes of these samples (`infer`). Raises `ValueError` where its prior has no components. Introduced in
-    notebook 05.
-    """
-    if not isinstance(model.prior, GaussianMixture):
-        raise ValueError("the model's prior has no components to cluster by: use models.dgd or models.scdgd")
-    if key is not None and (split is not None or isinstance(data, Samples)):
-        raise ValueError("key= writes to a MuData's obs and needs all of its samples: pass the MuData, without split")
-    z = torch.from_numpy(tasks.embed(model, data, split)).to(model.prior.mean.device)
-    with torch.no_grad():
-        component = model.prior.responsibilities(z).argmax(-1).cpu().numpy()
-    if key is not None:
-        data.obs[key] = pd.Categorical(component, categories=range(model.prior.n_components))
-    return component
 
 
 class Search:
@@ -126,14 +113,15 @@ class Search:
         lr: float | None = None,
         starts: int = 1,
         seed: int = 0,
+        start: Model | None = None,
     ):
-        lr = first_step(model) if lr is None else lr
-        if min(steps, starts) < 1 or min(tolerance, lr) <= 0:
+        if min(steps, starts) < 1 or min(tolerance, 1.0 if lr is None else lr) <= 0:
             raise ValueError(
                 f"need steps >= 1, starts >= 1, tolerance > 0 and lr > 0, got {steps}, {starts}, {tolerance} and {lr}"
             )
-        self.model, self.read, self.steps, self.tolerance, self.lr = model, tuple(read), steps, tolerance, lr
-        self.starts = starts
+        self.model, self.read, self.steps, self.tolerance = model, tuple(read), steps, tolerance
+        self.lr = first_step(model, lr)
+        self.starts, self.start = starts, None if start is None else start.eval()
         self.stochastic, self.unfinished = table_of(model).stochastic, 0
         noise = torch.randn(N_DRAWS // 2, model.prior.n_latent, generator=torch.Generator().manual_seed(seed))
         self.noise = torch.cat([noise, -noise]).to(next(model.parameters()).device)
@@ -141,8 +129,7 @@ class Search:
     def loss(self, code: Tensor, batch: Batch) -> Tensor:
         """−log p(x | z) − log p(z) per sample, nats [batch]; with a variance, the negative ELBO. No prior, no term."""
         if not self.stochastic:
-            mixture = isinstance(self.model.prior, GaussianMixture)
-            return self.nll(code, batch) - (self.model.prior.log_prob(code) if mixture else 0.0)
+            return self.nll(code, batch) - (self.model.prior.log_prob(code) if parts_of(self.model.prior) else 0.0)
         q = Posterior(*code.chunk(2, -1))
         draws = [q.mean + torch.exp(0.5 * q.logvar) * noise for noise in self.noise]
         each = [self.nll(z, batch) + self.model.prior.kl(q, z) for z in draws]
@@ -151,18 +138,42 @@ class Search:
     def nll(self, z: Tensor, batch: Batch) -> Tensor:
         """−log p(x | z) of the modalities that were measured and are read, [batch]."""
         found = self.model.decode(z, batch.library)
-        return torch.stack([-found[m].log_prob(batch.x[m]).sum(-1) * batch.mask[m] for m in self.read]).sum(0)
+        each = [-log_likelihood(found[m], batch.stored(m)) * batch.mask[m] for m in self.read]
+        return torch.stack(each).sum(0)
 
     @torch.no_grad()
     def candidates(self, batch: Batch) -> Tensor:
-        """Component means, best first: [starts, batch, n_latent], with log-variances where codes have. Zero where
-        there is no mixture.
+        """Where to start, best first: [starts, batch, n_latent], with log-variances where codes have."""
+        if self.start is not None:
+            return self.widened(tasks.z_of(self.start, batch)[None])
+        found = self.centre()
+        for name, (place, mixture) in parts_of(self.model.prior).items():
+            n = self.starts if name == BASAL else 1
+            found = torch.cat([self.best(z, batch, place, mixture.mean, n) for z in found])
+        return self.widened(found.expand(-1, len(batch), -1))
+
+    def centre(self) -> Tensor:
+        """The middle of all components, 0 without any: [1, 1, n_latent]."""
+        z = torch.zeros(1, 1, self.model.prior.n_latent, device=self.noise.device)
+        for place, mixture in parts_of(self.model.prior).values():
+            z[..., place] = torch.softmax(mixture.logits, 0) @ mixture.mean
+        return z
+
+    def best(self, z: Tensor, batch: Batch, place: slice, means: Tensor, n: int) -> Tensor:
+        """Codes z [batch, n_latent] (one for all: [1, n_latent]) with the n means in `place` that explain most, best
+        first: [n, batch, n_latent].
         """
-        zero = torch.zeros(1, self.model.prior.n_latent, device=batch.index.device)
-        means = self.model.prior.mean if isinstance(self.model.prior, GaussianMixture) else zero
-        wide = torch.cat([means, torch.zeros_like(means)], -1) if self.stochastic else means
-        scores = torch.stack([self.loss(mean.expand(len(batch), -1), batch) for mean in wide])  # [k, batch]
-        return wide[scores.argsort(0)[: self.starts]].clone()
+        tried = z.repeat(len(means), 1, 1)
+        tried[..., place] = means[:, None]
+        scores = torch.stack([self.loss(self.widened(one), batch) for one in tried])  # [k, batch]
+        chosen = means[scores.argsort(0)[:n]]  # [n, batch, width of the part]
+        found = z.expand(len(batch), -1).repeat(len(chosen), 1, 1)
+        found[..., place] = chosen
+        return found
+
+    def widened(self, z: Tensor) -> Tensor:
+        """Codes with log-variances of zero where the model's have some."""
+        return torch.cat([z, torch.zeros_like(z)], -1) if self.stochastic else z.clone()
 
     def run(self, batch: Batch) -> Tensor:
         """The best codes found, [batch, n_latent] (twice as wide where codes have a variance)."""
@@ -180,7 +191,7 @@ class Search:
         for _ in range(self.steps):
             state = state.after(*self.look(state.code, batch), self.tolerance)
             found[going], losses[going] = state.best, state.lowest
-            keep = (state.pace[:, 0] > self.lr * 0.5 ** (HALVINGS + 0.5)).nonzero()[:, 0]
+            keep = (state.pace[:, 0] > self.lr[0] * 0.5 ** (HALVINGS + 0.5)).nonzero()[:, 0]
             if len(keep) < len(going):
                 state, going, batch = state.rows(keep), going[keep], batch[keep]
             if not len(going):
@@ -204,16 +215,16 @@ class Descent(NamedTuple):
     code: Tensor  # [n, n_latent] where to look next
     best: Tensor  # [n, n_latent]
     lowest: Tensor  # [n] loss of the best
-    pace: Tensor  # [n, 1]
+    pace: Tensor  # [n, n_latent]
     idle: Tensor  # [n] steps without a better loss
     moments: Tensor  # [n, n_latent, 2]
     count: Tensor  # [n, 1] steps since the moments began
 
     @classmethod
-    def at(cls, code: Tensor, lr: float) -> Descent:
+    def at(cls, code: Tensor, lr: Tensor) -> Descent:
         """Before the first look."""
         zero, one = torch.zeros_like(code[:, 0]), torch.ones_like(code[:, :1])
-        return cls(code, code, zero + torch.inf, lr * one, zero, torch.zeros(*code.shape, 2).to(code), 0 * one)
+        return cls(code, code, zero + torch.inf, one * lr, zero, torch.zeros(*code.shape, 2).to(code), 0 * one)
 
     def rows(self, keep: Tensor) -> Descent:
         """Some of the samples."""
@@ -242,11 +253,88 @@ class Descent(NamedTuple):
         )
 
 
-def first_step(model: Model) -> float:
-    """Half the mean standard deviation of the components, 0.1 without a mixture. Introduced in notebook 05."""
-    if not isinstance(model.prior, GaussianMixture):
-        return 0.1
-    return 0.5 * float(torch.exp(-0.5 * model.prior.neg_log_var.detach()).mean())
+def first_step(model: Model, lr: float | None = None) -> Tensor:
+    """Step per latent dimension [n_latent], or twice as many where codes have a variance: `lr`, or half the mean
+    standard deviation of the components of its part, 0.1 without a mixture. Introduced in notebook 05.
+    """
+    step = torch.full((model.prior.n_latent,), 0.1 if lr is None else lr, device=next(model.parameters()).device)
+    for place, mixture in parts_of(model.prior).values() if lr is None else ():
+        step[place] = 0.5 * torch.exp(-0.5 * mixture.neg_log_var.detach()).mean()
+    return step.repeat(1 + table_of(model).stochastic)
+
+
+@contextlib.contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Nothing of the model can learn inside the block, and no slopes of its weights are computed.
+
+    Introduced in notebook 05.
+    """
+    learning = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in learning:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad_(True)
+
+
+def amortised(
+    model: Model,
+    data: Samples | mudata.MuData,
+    encoder: nn.Module | None = None,
+    hidden: Sequence[int] = (100,),
+    **settings,
+) -> Model:
+    """An encoder for a model that was trained without one: it learns on the train split, by the same loss, while
+    decoder and prior stay as they are. The result is a model like any other, which reads new samples at once; as
+    `infer(start=)` it tells the search where to begin.
+
+    `encoder`: Batch -> Posterior; unless given a `DenseEncoder` with `hidden` layers, log(1 + x) of counts. `settings`
+    as of `training.fit` (epochs=, lr=, patience= …). Source: the encoder on a frozen decoder of Schuster and Krogh
+    2021, proposed for the DGD in the thesis of Schuster 2024. Introduced in notebook 05.
+    """
+    codes = table_of(model)
+    samples = data if isinstance(data, Samples) else Samples(data, next(model.parameters()).device)
+    if encoder is None:
+        sizes = {m: samples.n_vars[m] for m in codes.modalities}
+        counted = [m for m in sizes if model.likelihoods[m].support is constraints.nonnegative_integer]
+        logs = {m: torch.log1p for m in counted}
+        encoder = DenseEncoder(sizes, codes.n_latent, hidden, stochastic=codes.stochastic, transform=logs)
+    rest = copy.deepcopy([model.prior, model.decoders])
+    for part in rest:
+        part.requires_grad_(False)
+    reader = Model([encoder], model.fuse, rest[0], rest[1], model.penalties)
+    training.fit(reader, samples, **settings)
+    return reader
+
+
+def add_class(
+    model: Model, data: Samples | mudata.MuData, covariate: str, split: str | None = None, **options
+) -> Model:
+    """The model with one more class of a covariate, that of these samples, and with their codes (`infer`, which takes
+    the `options`): a batch that the model has not seen gets a component of its own, and nothing else changes.
+
+    The samples first find their place with that covariate left free (one wide component), then the new component is put
+    around them, and they find their place in it. Without it, a batch is placed among the known ones. Raises
+    `ValueError` for an unknown covariate. Source: the package multiDGD learns such a component by gradient and discards
+    it. Introduced in notebook 06.
+    """
+    known = [name for name in parts_of(model.prior) if name != BASAL]
+    if covariate not in known:
+        raise ValueError(f"the model has no covariate {covariate!r}{closest(covariate, known)}; it has {few(known)}")
+    old = model.prior.parts[covariate]
+    anywhere = GaussianMixture(old.n_latent, 1, "fixed", sd=old.softball.scale).to(old.mean.device)
+    anywhere.mean.data.zero_()
+    z = codes(with_part(model, covariate, anywhere), data, split, **options)[:, model.prior.place[covariate]]
+    more = old.extended(torch.from_numpy(z))
+    found = infer(with_part(model, covariate, more.only(old.n_components)), data, split, **options)
+    return with_part(found, covariate, more).eval()
+
+
+def with_part(model: Model, name: str, mixture: GaussianMixture) -> Model:
+    """The model with another mixture for one part of its prior; all else is shared. Introduced in notebook 06."""
+    return learned(table_of(model), Together(model.prior.parts | {name: mixture}), model.decoders, model.penalties)
 
 
 def table_of(model: Model) -> LearnedCodes:

@@ -1,23 +1,34 @@
 """What a decoder says about the data: distributions with exact `log_prob` in nats per value.
 
 They follow `torch.distributions`: `log_prob`, `mean`, `variance`, `sample`. The reconstruction term of every
-model is `-p.log_prob(x).sum(-1)`. `saturated(x)` is the log density of x where the mean is x itself, the most that
-any mean can give it; half the deviance is `(p.saturated(x) - p.log_prob(x)).sum(-1)`, zero for a perfect
-reconstruction (McCullagh and Nelder 1989, section 2.3).
+model is `-log_likelihood(p, x)`, that is `-p.log_prob(x).sum(-1)`, also of counts that stay sparse. `saturated(x)` is
+the log density of x where the mean is x itself, the most that any mean can give it; half the deviance is
+`(p.saturated(x) - p.log_prob(x)).sum(-1)`, zero for a perfect reconstruction (McCullagh and Nelder 1989, section 2.3).
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
-from helpers.batches import Samples
+from helpers import negative_binomial
+from helpers.batches import Counts, Samples
+from helpers.wording import few
 
-N_TABLE = 16  # counts up to here are looked up, larger ones are computed; the fastest of 4 … 64 on count matrices
+
+def log_likelihood(p: Distribution, x: Tensor | Counts) -> Tensor:
+    """log p(x) of every sample, nats [batch]: summed over features, of dense values [batch, n_vars] or stored counts.
+
+    Introduced in notebook 06.
+    """
+    if isinstance(x, Tensor):
+        return p.log_prob(x).sum(-1)
+    return p.log_prob_of(x) if hasattr(p, "log_prob_of") else p.log_prob(x.dense()).sum(-1)
 
 
 class Gaussian(Distribution):
@@ -90,19 +101,34 @@ class Bernoulli(Distribution):
         return torch.bernoulli(self.mean.detach().expand(self._extended_shape(sample_shape)))
 
 
+class Shares(NamedTuple):
+    """Log means of counts as log-softmax of `logits` plus the logarithm of a total. Introduced in notebook 06."""
+
+    logits: Tensor  # [batch, n_vars], or [1, n_vars] for all of a batch
+    log_total: Tensor  # [batch, 1] log of the expected sum of all counts
+
+
 class NegativeBinomial(Distribution):
     """Counts with mean μ and variance μ + μ²/r.
 
-    Shapes: `log_mean` [batch, n_vars] natural logarithm of μ; `log_r` [n_vars] or [batch, n_vars] of the inverse
-    dispersion r. The gamma terms are computed on non-zero counts only, since they vanish at x = 0. Value and
-    gradient are exact (tested against scipy). Introduced in notebook 01, used throughout 05-08.
+    Shapes: `log_mean` [batch, n_vars] natural logarithm of μ, or `Shares` of a total; `log_r` [n_vars] or
+    [batch, n_vars] of the inverse dispersion r. The gamma terms are computed on non-zero counts only, since they vanish
+    at x = 0. Value and gradient are exact (tested against scipy). Introduced in notebook 01, used throughout 05-08.
     """
 
     support = constraints.nonnegative_integer
 
-    def __init__(self, log_mean: Tensor, log_r: Tensor):
-        self.log_mean, self.log_r = log_mean, log_r
-        super().__init__(batch_shape=log_mean.shape, validate_args=False)
+    def __init__(self, log_mean: Tensor | Shares, log_r: Tensor):
+        self.shares = log_mean if isinstance(log_mean, Shares) else None
+        self.given = None if self.shares else log_mean
+        self.log_r = log_r
+        shapes = [part.shape for part in self.shares or (log_mean,)]
+        super().__init__(batch_shape=torch.broadcast_shapes(*shapes), validate_args=False)
+
+    @property
+    def log_mean(self) -> Tensor:
+        """log μ [batch, n_vars]."""
+        return self.given if self.shares is None else torch.log_softmax(self.shares.logits, -1) + self.shares.log_total
 
     @property
     def mean(self) -> Tensor:
@@ -110,11 +136,18 @@ class NegativeBinomial(Distribution):
 
     @property
     def variance(self) -> Tensor:
-        return self.mean + (2 * self.log_mean - self.log_r).exp()
+        log_mean = self.log_mean
+        return log_mean.exp() + (2 * log_mean - self.log_r).exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability, nats, of the shape of `value`."""
-        return _NegativeBinomialLogProb.apply(value, self.log_mean, self.log_r)
+        return negative_binomial.of_dense(value, self.log_mean, self.log_r)
+
+    def log_prob_of(self, counts: Counts) -> Tensor:
+        """Log probability of every sample, nats [batch], from its stored counts alone; dense values are not made."""
+        if self.shares is None or self.log_r.dim() > 1:
+            return self.log_prob(counts.dense()).sum(-1)
+        return negative_binomial.of_stored(counts, *self.shares, self.log_r)
 
     def saturated(self, value: Tensor) -> Tensor:
         """Log probability of a Poisson distribution of mean x: the limit r → ∞, which no r surpasses, so that a
@@ -127,19 +160,56 @@ class NegativeBinomial(Distribution):
         return torch.poisson(torch._standard_gamma(r) / r * self.mean.detach())
 
 
-def check_support(model: nn.Module, samples: Samples) -> None:
-    """Raise `ValueError` where data lie outside the support of their likelihood: negative counts, values not in 0…1.
+class Foreground(Distribution):
+    """Counts of a protein: background with probability π, else more of it, foreground; both negative binomial.
 
-    Introduced in notebook 01.
+    Shapes [batch, n_vars]: `log_background` and `log_excess`, natural logarithms of the background's mean and of what
+    the foreground has beyond it; `logits` of π; `log_r` [n_vars]. Source: totalVI (Gayoso et al. 2021), equation of the
+    protein likelihood; background and foreground are both decoded here. Introduced in notebook 06.
+    """
+
+    support = constraints.nonnegative_integer
+
+    def __init__(self, log_background: Tensor, log_excess: Tensor, logits: Tensor, log_r: Tensor):
+        self.background = NegativeBinomial(log_background, log_r)
+        self.foreground = NegativeBinomial(torch.logaddexp(log_background, log_excess), log_r)
+        self.logits = logits
+        super().__init__(batch_shape=logits.shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        share = torch.sigmoid(self.logits)
+        return share * self.background.mean + (1 - share) * self.foreground.mean
+
+    @property
+    def variance(self) -> Tensor:
+        share, low, high = torch.sigmoid(self.logits), self.background, self.foreground
+        within = share * low.variance + (1 - share) * high.variance
+        return within + share * (1 - share) * (high.mean - low.mean).square()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log probability, nats, of the shape of `value`."""
+        low = F.logsigmoid(self.logits) + self.background.log_prob(value)
+        return torch.logaddexp(low, F.logsigmoid(-self.logits) + self.foreground.log_prob(value))
+
+    def saturated(self, value: Tensor) -> Tensor:
+        """As of `NegativeBinomial`, which no mixture of two surpasses."""
+        return self.background.saturated(value)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        low, high = self.background.sample(sample_shape), self.foreground.sample(sample_shape)
+        return torch.where(torch.rand_like(low) < torch.sigmoid(self.logits), low, high)
+
+
+def check_support(model: nn.Module, samples: Samples) -> None:
+    """Raise `ValueError` where data lie outside the support of their likelihood: negative or broken counts, samples
+    without any count, values not in 0…1. Introduced in notebook 01.
     """
     for name, likelihood in getattr(model, "likelihoods", {}).items():
         if name not in samples.modalities:
             continue
-        low, high = (
-            getattr(likelihood.support, "lower_bound", None),
-            getattr(likelihood.support, "upper_bound", None),
-        )
-        values = samples.modalities[name].rows.values
+        support, values = likelihood.support, samples.modalities[name].rows.values
+        low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
         least, most = (float(v) for v in values.aminmax()) if len(values) else (0.0, 0.0)
         if (low is not None and least < low) or (high is not None and most > high):
             below = 0 if low is None else int((values < low).sum())
@@ -148,61 +218,27 @@ def check_support(model: nn.Module, samples: Samples) -> None:
                 f"modality {name!r} holds {below} values below {low} and {above} above {high}, which "
                 f"{likelihood.__name__} cannot describe: give raw counts, rescale, or choose another head"
             )
+        if support is constraints.nonnegative_integer:
+            check_counts(name, samples)
 
 
-class _NegativeBinomialLogProb(torch.autograd.Function):
-    """log p = (x + r)·log σ(l) − x·l + G(x, r), with l = log r − log μ and G = log Γ(x+r)/(Γ(r) x!)."""
+def check_counts(name: str, samples: Samples) -> None:
+    """Raise `ValueError` for counts that are no whole numbers, and for samples of which nothing was counted.
 
-    @staticmethod
-    def forward(ctx, x: Tensor, log_mean: Tensor, log_r: Tensor) -> Tensor:
-        r, logit = log_r.exp(), log_r - log_mean
-        gamma, slope = _gamma_term(x, r)
-        log_zero = F.logsigmoid(logit)  # log r/(r+μ); much faster on CPUs than softplus
-        ctx.save_for_backward(x, r, logit, log_zero, slope)
-        return torch.addcmul(gamma, x + r, log_zero).addcmul_(x, logit, value=-1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, r, logit, log_zero, slope = ctx.saved_tensors
-        to_mean = torch.addcmul(x, x + r, torch.sigmoid(-logit), value=-1).mul_(grad)
-        to_r = (slope + log_zero).mul_(r).mul_(grad).sub_(to_mean)
-        return None, to_mean, to_r.sum_to_size(r.shape)
-
-
-def _gamma_term(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """G(x, r) = log Γ(x+r) − log Γ(r) − log x! and dG/dr, both of x's shape."""
-    if r.dim() > 1:
-        return _gamma_nonzero(x, r)
-    tables = _gamma_tables(r)  # value and slope, [n_vars, N_TABLE + 1] each
-    column = x.clamp(max=N_TABLE).trunc_()
-    rest = (x - column).flatten().nonzero().squeeze(1)  # counts beyond the table, values that are no integers
-    at = column.add_(torch.arange(len(r), device=x.device) * (N_TABLE + 1)).int().flatten()
-    gamma, grad = (t.flatten().index_select(0, at) for t in tables)
-    if len(rest):
-        some_x, some_r = x.flatten()[rest], r[rest % len(r)]
-        gamma[rest] = _gamma_exact(some_x, some_r)
-        grad[rest] = torch.digamma(some_x + some_r) - torch.digamma(some_r)
-    return gamma.view_as(x), grad.view_as(x)
-
-
-def _gamma_tables(r: Tensor) -> tuple[Tensor, Tensor]:
-    """G(k, r) and dG/dr for k = 0 … N_TABLE as running sums over r + j, [n_vars, N_TABLE + 1] each."""
-    j = torch.arange(N_TABLE, device=r.device, dtype=r.dtype)
-    steps = r[:, None] + j  # [n_vars, N_TABLE]
-    value = F.pad((steps / (j + 1)).log_().cumsum(1), (1, 0))
-    slope = F.pad(steps.reciprocal_().cumsum(1), (1, 0))
-    return value, slope
-
-
-def _gamma_nonzero(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """The same where r differs by sample: computed on the non-zero counts alone."""
-    at = x.nonzero(as_tuple=True)
-    some_x, some_r = x[at], r.expand_as(x)[at]
-    gamma, slope = torch.zeros_like(x), torch.zeros_like(x)
-    gamma[at] = _gamma_exact(some_x, some_r)
-    slope[at] = torch.digamma(some_x + some_r) - torch.digamma(some_r)
-    return gamma, slope
-
-
-def _gamma_exact(x: Tensor, r: Tensor) -> Tensor:
-    return torch.lgamma(x + r) - torch.lgamma(r) - torch.lgamma(x + 1)
+    Introduced in notebook 06.
+    """
+    modality = samples.modalities[name]
+    broken = sum(int((part != part.trunc()).sum()) for part in modality.rows.values.flatten().split(1 << 22))
+    if broken:
+        raise ValueError(
+            f"modality {name!r} holds {broken} values that are no whole numbers: a likelihood of counts needs raw "
+            "counts, not normalised or logarithmic ones"
+        )
+    if modality.library is not None:
+        measured = (modality.position >= 0).nonzero()[:, 0]
+        empty = measured[modality.library[modality.position[measured], 0] == 0]
+        if len(empty):
+            raise ValueError(
+                f"{len(empty)} samples have not one count in modality {name!r}: "
+                f"{few(samples.obs_names[empty.cpu().numpy()])}; leave them out, or take the modality from them"
+            )

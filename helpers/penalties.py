@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from helpers.batches import Batch
 from helpers.encoders import Posterior
 from helpers.layers import linear
+from helpers.likelihoods import log_likelihood
 
 
 class Latent(NamedTuple):
@@ -262,7 +263,7 @@ def nll_from(latent: Latent, k: int, modality: str, rows: Tensor, above_best: bo
     whole = len(chosen) == len(latent.batch)
     part, z = (latent.batch, latent.z[k]) if whole else (latent.batch[chosen], latent.z[k][chosen])
     p = latent.model.decode(z, part.library, only=modality)[modality]
-    value = p.log_prob(part.x[modality]).sum()
+    value = log_likelihood(p, part.stored(modality)).sum()
     best = p.saturated(part.x[modality]).sum() if above_best else 0.0
     return (best - value) / len(latent.batch)
 

@@ -17,6 +17,7 @@ from helpers import annotation, outcomes
 from helpers.batches import Batch, Samples
 from helpers.models import Model
 from helpers.models.stackix import Stack
+from helpers.priors import BASAL, parts_of
 from helpers.wording import closest, few
 
 
@@ -237,6 +238,29 @@ def sample(model: Model, n: int, seed: int = 0, noise: bool = False) -> dict[str
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return {m: (p.sample() if noise else p.mean).cpu().numpy() for m, p in model.decode(z).items()}
+
+
+def cluster(
+    model: Model, data: Samples | mudata.MuData, split: str | None = None, key: str | None = None
+) -> np.ndarray:
+    """The component of highest posterior probability, [n_obs] whole numbers from 0, of all samples or of a split.
+
+    `key` writes them to `data.obs[key]` as categories, where `data` is a MuData and no split is asked for. The model
+    needs codes of these samples (`inference.infer`); of several parts of a prior, the basal one counts. Raises
+    `ValueError` where its prior has no components. Introduced in notebook 05.
+    """
+    parts = parts_of(model.prior)
+    if not parts:
+        raise ValueError("the model's prior has no components to cluster by: use models.dgd or models.scdgd")
+    if key is not None and (split is not None or isinstance(data, Samples)):
+        raise ValueError("key= writes to a MuData's obs and needs all of its samples: pass the MuData, without split")
+    place, mixture = parts[BASAL]
+    z = torch.from_numpy(embed(model, data, split)[:, place]).to(mixture.mean.device)
+    with torch.no_grad():
+        component = mixture.responsibilities(z).argmax(-1).cpu().numpy()
+    if key is not None:
+        data.obs[key] = pd.Categorical(component, categories=range(mixture.n_components))
+    return component
 
 
 def passes(model: Model, data: Samples | mudata.MuData, split: str | None, batch_size: int) -> Iterator[Batch]:

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 import torch
 from conftest import build
 
-from helpers.batches import Samples, SparseRows, check_batch_size, epoch
+from helpers.batches import Counts, Samples, SparseRows, check_batch_size, epoch
 
 
 def test_csr_rows_become_dense_batches():
@@ -16,7 +16,7 @@ def test_csr_rows_become_dense_batches():
     x = sp.csr_matrix(dense)
     rows = torch.tensor([7, 3, 3, 49, 0])
     taken = SparseRows(x, torch.device("cpu")).take(rows)
-    np.testing.assert_array_equal(taken.numpy(), dense[rows.numpy()])
+    np.testing.assert_array_equal(taken.dense().numpy(), dense[rows.numpy()])
 
 
 def test_csr_on_the_cpu_shares_its_memory():
@@ -24,6 +24,26 @@ def test_csr_on_the_cpu_shares_its_memory():
     rows = SparseRows(x, torch.device("cpu"))
     assert rows.values.data_ptr() == x.data.ctypes.data
     assert rows.column.data_ptr() == x.indices.ctypes.data
+
+
+def test_stored_counts_are_rows_of_the_matrix():
+    """Sums, single rows and a value kept in two pieces."""
+    dense = sp.random(12, 8, 0.4, dtype=np.float32, rng=np.random.default_rng(0)).toarray()
+    counts = SparseRows(sp.csr_matrix(dense), torch.device("cpu")).take(torch.arange(12))
+    np.testing.assert_allclose(counts.sum().numpy(), dense.sum(1), rtol=1e-6)
+    np.testing.assert_array_equal(counts[torch.tensor([4, 4, 0])].dense().numpy(), dense[[4, 4, 0]])
+    np.testing.assert_array_equal(counts.hidden().dense().numpy(), np.zeros((12, 8)))
+    twice = sp.csr_matrix((np.array([1, 2, 5], np.float32), [3, 3, 0], [0, 3]), shape=(1, 4))
+    assert SparseRows(twice, torch.device("cpu")).take(torch.tensor([0])).value.tolist() == [5, 3]
+
+
+def test_values_are_made_dense_when_asked_for(counts):
+    batch = Samples(counts, "cpu")[torch.arange(5)]
+    part, kept = batch[torch.tensor([3, 1])], batch.stored("rna")
+    assert isinstance(kept, Counts) and not batch.x.dense
+    np.testing.assert_array_equal(part.x["rna"].numpy(), counts["rna"].X.toarray()[[3, 1]])
+    assert batch.showing("rna").stored("rna") is kept
+    assert batch.showing("other").x["rna"].abs().sum() == 0
 
 
 def test_dense_and_sparse_give_the_same_batches(counts):

@@ -156,7 +156,7 @@ def test_planted_classes_are_found_again_whatever_the_seed(trained):
     train = samples.rows("train").numpy()
     second, _ = fitted(samples, seed=1)
     for model in (first, second):
-        assert adjusted_rand_score(own[train], inference.cluster(model, samples, "train")) > 0.9
+        assert adjusted_rand_score(own[train], tasks.cluster(model, samples, "train")) > 0.9
     total = history.query("split == 'valid' and term == 'total'").value
     assert total.iloc[-1] < total.iloc[0]
 
@@ -205,7 +205,7 @@ def test_labels_choose_components_and_unlabelled_samples_follow(trained):
     model = models.dgd(samples.n_vars, len(samples), 5, 4, n_train=len(train), labels="kind")
     start_at(model, pca_codes(samples, 5), train, labels=samples.covariates["kind"])
     training.fit(model, samples, epochs=40, batch_size=64, lr=5e-3)
-    component, known = inference.cluster(model, samples, "train"), samples.covariates["kind"][train].numpy() >= 0
+    component, known = tasks.cluster(model, samples, "train"), samples.covariates["kind"][train].numpy() >= 0
     assert (component[known] == own[train][known]).all()  # component c is class c
     assert (component[~known] == own[train][~known]).mean() > 0.9
     model.eval()
@@ -278,10 +278,10 @@ def test_single_cells_are_clustered_from_raw_counts():
     model = models.scdgd(samples.n_vars, len(samples), 5, 4, hidden=(30,), n_train=len(train))
     start_at(model, pca_codes(samples, 5, lambda x: torch.log1p(x / x.sum(1, keepdim=True) * 1e3)), train)
     training.fit(model, samples, epochs=30, batch_size=64, lr=5e-3)
-    assert adjusted_rand_score(own[train.numpy()], inference.cluster(model, samples, "train")) > 0.9
+    assert adjusted_rand_score(own[train.numpy()], tasks.cluster(model, samples, "train")) > 0.9
     test = samples.rows("test").numpy()
     new = inference.infer(model, samples, "test")
-    assert adjusted_rand_score(own[test], inference.cluster(new, samples, "test")) > 0.9
+    assert adjusted_rand_score(own[test], tasks.cluster(new, samples, "test")) > 0.9
     decoded, counts = tasks.reconstruct(new, samples, "test")["rna"], mdata["rna"].X[test].toarray()
     np.testing.assert_allclose(decoded.sum(1), counts.sum(1), rtol=1e-4)
 
@@ -340,7 +340,7 @@ def test_new_codes_are_where_a_second_optimiser_ends(trained):
     other.step(closure)
     assert (found - search.loss(z, batch)).mean().item() < 5e-3
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in model.decoders.parameters()]))
-    assert adjusted_rand_score(own[rows.numpy()], inference.cluster(new, samples, "test")) > 0.9
+    assert adjusted_rand_score(own[rows.numpy()], tasks.cluster(new, samples, "test")) > 0.9
 
 
 class TwoValleys(torch.nn.Module):
@@ -372,7 +372,7 @@ def test_a_split_is_added_and_the_others_keep_their_codes(trained):
     z = tasks.embed(new, samples)
     np.testing.assert_array_equal(z[samples.rows("train").numpy()], tasks.embed(model, samples, "train"))
     np.testing.assert_array_equal(z[samples.rows("test").numpy()], inference.codes(model, samples, "test"))
-    inference.cluster(new, mdata, key="component")
+    tasks.cluster(new, mdata, key="component")
     assert list(mdata.obs["component"].cat.categories) == [0, 1, 2, 3]
 
 
@@ -426,9 +426,9 @@ def test_what_cannot_be_inferred_is_named(trained):
     with pytest.raises(ValueError, match="need steps >= 1"):
         inference.infer(model, samples, "test", steps=0)
     with pytest.raises(ValueError, match="no components to cluster by"):
-        inference.cluster(models.decoder({"rna": 30}, 10), samples)
+        tasks.cluster(models.decoder({"rna": 30}, 10), samples)
     with pytest.raises(ValueError, match="pass the MuData, without split"):
-        inference.cluster(model, samples, "train", key="component")
+        tasks.cluster(model, samples, "train", key="component")
     with pytest.warns(UserWarning, match=r"\d+ of \d+ codes still improved by more than 0.001 nats after 3 steps"):
         inference.infer(model, samples, "test", steps=3)
 

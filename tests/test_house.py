@@ -26,11 +26,12 @@ SECTIONS = "Question,What you will see,Data,Idea,Model,Train,Results,What we lea
 )
 # imports run downwards in this order; a new module finds its place here
 ORDER = """wording
-project checks pictures simulate embryo regulation multiome sources bundled tables datasets splits features prepare
-batches layers likelihoods encoders priors decoders fusion penalties schedules identifiers ontology terms models
-checkpoints balance training sweeps studies tuning metrics robustness attribution controls alignment translation claims
-annotation learners outcomes tasks inference zoo scenarios crossmodal plots term_plots study_plots translation_plots
-explore parameters report kernels run""".split()
+project checks pictures simulate embryo regulation multiome sources bundled tables singlecell datasets splits features
+prepare batches layers negative_binomial likelihoods encoders priors decoders fusion penalties schedules identifiers
+ontology terms checkpoints models balance training sweeps studies tuning metrics robustness attribution controls
+alignment translation claims annotation learners outcomes perturbation links tasks inference components load generation
+multiview zoo scenarios crossmodal plots term_plots study_plots translation_plots code_plots track_plots explore
+parameters report kernels run""".split()
 HEAVY = ["scanpy", "umap", "jax", "sklearn", "matplotlib", "papermill", "nbconvert", "ipywidgets", "IPython", "numba"]
 LOADS_DATA = {
     "checks",
@@ -42,12 +43,13 @@ LOADS_DATA = {
     "sources",
     "bundled",
     "tables",
+    "singlecell",
     "datasets",
     "splits",
     "features",
     "prepare",
 }
-DRAWS = {"plots", "term_plots", "study_plots", "translation_plots", "explore"}
+DRAWS = {"plots", "term_plots", "study_plots", "translation_plots", "code_plots", "track_plots", "explore"}
 
 
 def read(notebook: Path) -> dict:

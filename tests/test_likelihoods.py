@@ -1,11 +1,17 @@
 """Densities against scipy, gradients against finite differences, draws against moments."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import scipy.stats as st
 import torch
 
-from helpers.likelihoods import N_TABLE, Bernoulli, Gaussian, NegativeBinomial
+from helpers import negative_binomial
+from helpers.batches import SparseRows
+from helpers.likelihoods import Bernoulli, Foreground, Gaussian, NegativeBinomial, Shares, log_likelihood
+from helpers.negative_binomial import N_TABLE
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +142,92 @@ def test_draws_have_the_stated_moments(p):
     error = (p.variance / 40_000).sqrt()
     assert ((draws.mean(0) - p.mean).abs() < 5 * error).all()
     torch.testing.assert_close(draws.var(0), p.variance, rtol=0.08, atol=0.01)
+
+
+# --- counts that stay sparse ----------------------------------------------------------------------------------------
+
+
+def stored(dense):
+    """A dense matrix of counts as a batch of stored ones."""
+    return SparseRows(sp.csr_matrix(np.asarray(dense)), torch.device("cpu")).take(torch.arange(len(dense)))
+
+
+def sparse_counts(n=9, n_vars=40):
+    """Counts with empty rows, empty columns, ones within the look-up table and beyond."""
+    x = torch.poisson(torch.rand(n, n_vars, dtype=torch.double) * 3) * (torch.rand(n, n_vars) < 0.3)
+    x[2], x[:, 5], x[0, 3], x[1, 0] = 0, 0, 4000, N_TABLE
+    return x
+
+
+def shares(x, log_total=None):
+    """Logits, log totals and log r of the kind a decoder gives, in double precision."""
+    logits, log_r = torch.randn(*x.shape, dtype=torch.double) * 2, torch.randn(x.shape[1], dtype=torch.double)
+    total = torch.rand(len(x), 1, dtype=torch.double) * 4 + 1 if log_total is None else log_total
+    return logits.requires_grad_(), total.requires_grad_(), log_r.requires_grad_()
+
+
+def test_stored_counts_have_scipys_probability():
+    x = sparse_counts()
+    logits, total, log_r = shares(x)
+    value = log_likelihood(NegativeBinomial(Shares(logits, total), log_r), stored(x))
+    r, mean = numpy(log_r.exp()), numpy(torch.softmax(logits, -1) * total.exp())
+    np.testing.assert_allclose(numpy(value), st.nbinom.logpmf(numpy(x), r, r / (r + mean)).sum(1), rtol=1e-5)
+
+
+def test_stored_counts_have_the_slopes_of_dense_ones():
+    """Of logits, totals and r, with weights that differ by sample."""
+    x, weight = sparse_counts(), torch.rand(9, dtype=torch.double)
+    given = shares(x)
+    found = []
+    for counts in (stored(x), x):
+        p = NegativeBinomial(Shares(*given[:2]), given[2])
+        found.append(torch.autograd.grad((log_likelihood(p, counts) * weight).sum(), given))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_slopes_of_stored_counts_are_finite_differences():
+    x = sparse_counts(4, 6)
+    counts = replace(stored(x), value=x[x > 0])  # in double precision
+    given = shares(x)
+    assert torch.autograd.gradcheck(lambda *v: negative_binomial.of_stored(counts, *v), given, eps=1e-5, atol=1e-4)
+
+
+def test_one_mean_may_stand_for_all_samples():
+    x = sparse_counts()
+    logits, total, log_r = (v.detach() for v in shares(x))
+    one = NegativeBinomial(Shares(logits[:1], total), log_r)
+    assert one.batch_shape == x.shape
+    all_rows = NegativeBinomial(Shares(logits[:1].expand(9, -1), total), log_r)
+    torch.testing.assert_close(log_likelihood(one, stored(x)), log_likelihood(all_rows, x))
+
+
+def test_extreme_logits_stay_finite():
+    """A share that underflows to zero still has a finite probability and slope where something was counted."""
+    x = torch.tensor([[3.0, 0.0, 1.0]])
+    logits = torch.tensor([[-300.0, 0.0, 200.0]], requires_grad=True)
+    value = log_likelihood(NegativeBinomial(Shares(logits, torch.zeros(1, 1)), torch.zeros(3)), stored(x))
+    (slope,) = torch.autograd.grad(value.sum(), logits)
+    assert bool(value.isfinite().all()) and bool(slope.isfinite().all())
+    dense = NegativeBinomial(Shares(logits.double(), torch.zeros(1, 1)), torch.zeros(3)).log_prob(x.double())
+    torch.testing.assert_close(value.double(), dense.sum(-1), rtol=1e-5, atol=1e-4)
+
+
+def test_other_likelihoods_take_stored_counts_too():
+    x = (sparse_counts() > 0).float()
+    p = Bernoulli(torch.randn(x.shape))
+    torch.testing.assert_close(log_likelihood(p, stored(x)), p.log_prob(x).sum(-1))
+
+
+def test_foreground_is_a_mixture_of_two():
+    """Density against scipy, moments against draws; π near 1 leaves the background alone."""
+    low, excess, logits, log_r = torch.randn(3), torch.randn(3) + 2, torch.tensor([-1.0, 0.0, 30.0]), torch.zeros(3)
+    p = Foreground(low, excess, logits, log_r)
+    x = torch.arange(12.0)[:, None].expand(-1, 3)
+    share, bg, fg = (numpy(v) for v in (torch.sigmoid(logits), low.exp(), low.exp() + excess.exp()))
+    pmf = share * st.nbinom.pmf(numpy(x), 1, 1 / (1 + bg)) + (1 - share) * st.nbinom.pmf(numpy(x), 1, 1 / (1 + fg))
+    np.testing.assert_allclose(numpy(p.log_prob(x).exp()), pmf, rtol=1e-4, atol=1e-7)
+    draws = p.sample(torch.Size([200_000]))
+    np.testing.assert_allclose(numpy(draws.mean(0)), numpy(p.mean), rtol=0.02)
+    np.testing.assert_allclose(numpy(draws.var(0)), numpy(p.variance), rtol=0.06)
+    assert bool((p.log_prob(x) <= p.saturated(x) + 1e-6).all())

@@ -1,6 +1,7 @@
 """X-modalix and Imagix: pictures of any size, latent spaces made one, translation between modalities."""
 
 import math
+from dataclasses import replace
 
 import mudata
 import numpy as np
@@ -146,7 +147,7 @@ def test_what_is_hidden_cannot_change_a_posterior(translated):
     samples, model, _ = translated
     batch = samples[samples.rows("test")]
     z = tasks.z_of(model, batch.showing("rna"))
-    batch.x["image"] = torch.rand_like(batch.x["image"])
+    batch = replace(batch, x={**batch.x, "image": torch.rand_like(batch.x["image"])})
     torch.testing.assert_close(tasks.z_of(model, batch.showing("rna")), z)
 
 
@@ -494,7 +495,7 @@ def test_wanted_shares_of_the_loss_are_reached():
 def test_noise_regularises_like_a_ridge_penalty():
     encoder = DenseEncoder({"rna": 6}, 2, [], noise=0.5)
     batch = Samples(only(toy(), "rna"), "cpu")[torch.arange(6)]
-    batch.x["rna"] = batch.x["rna"][:, :6]
+    batch = replace(batch, x={**batch.x, "rna": batch.x["rna"][:, :6]})
     with torch.no_grad():
         clean = encoder.eval()(batch).mean
         draws = torch.stack([encoder.train()(batch).mean for _ in range(4000)])

@@ -3,8 +3,10 @@
 from helpers.models.assembly import Model, n_parameters
 from helpers.models.dgd import decoder, dgd, scdgd, vad
 from helpers.models.maskix import maskix
+from helpers.models.multidgd import multidgd
 from helpers.models.ontix import ontix
 from helpers.models.stackix import stackix
+from helpers.models.storage import load, save
 from helpers.models.vae import disentanglix, vanillix, varix
 from helpers.models.xmodalix import imagix, part, xmodalix
 
@@ -14,10 +16,13 @@ __all__ = [
     "dgd",
     "disentanglix",
     "imagix",
+    "load",
     "maskix",
+    "multidgd",
     "n_parameters",
     "ontix",
     "part",
+    "save",
     "scdgd",
     "stackix",
     "vad",

@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 
 from helpers.batches import Batch, Samples
 from helpers.encoders import Posterior
+from helpers.likelihoods import log_likelihood
 from helpers.penalties import ClassCentres, Latent, nll_from
 
 Fuse = Callable[[Sequence[Posterior], Tensor], tuple[Posterior, Tensor]]
@@ -45,6 +46,14 @@ class Model(nn.Module):
         self.reconstruct = reconstruct or everything
         self.trained = nn.ModuleDict({k: v for k, v in self.penalties.items() if isinstance(v, nn.Module)})
 
+    def train(self, mode: bool = True) -> Model:
+        """As of every module, but parts of which nothing is trained stay as in evaluation: their batch norms keep."""
+        super().train(mode)
+        for part in (*self.encoders, *self.decoders):
+            if not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+        return self
+
     def encode(self, batch: Batch) -> tuple[Posterior, Tensor]:
         """Candidate posteriors [k, batch, n_latent] and their weights [k, batch]."""
         found = [encode_measured(encoder, batch) for encoder in self.encoders]
@@ -67,11 +76,16 @@ class Model(nn.Module):
         )
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """Parameters for the optimiser; penalties with a `rate` of their own learn that many times as fast."""
-        fast = [p for p in self.trained.values() if hasattr(p, "rate")]
-        theirs = {id(v) for penalty in fast for v in penalty.parameters()}
-        groups = [{"params": [v for v in self.parameters() if id(v) not in theirs]}]
-        return groups + [{"params": list(p.parameters()), "lr": lr * p.rate} for p in fast]
+        """Parameters for the optimiser. Parts with a `rate` learn that many times as fast, by the `habits` they have:
+        learned codes and mixtures without weight decay, which would pull them to zero; their priors say where to be.
+        """
+        fast = [part for part in (*self.encoders, self.prior, *self.trained.values()) if hasattr(part, "rate")]
+        theirs = {id(v) for part in fast for v in part.parameters()}
+        groups = [{"params": [v for v in self.parameters() if id(v) not in theirs and v.requires_grad]}]
+        for part in fast:
+            own = [v for v in part.parameters() if v.requires_grad]
+            groups.append({"params": own, "lr": lr * part.rate} | getattr(part, "habits", {}))
+        return [group for group in groups if group["params"]]
 
     @torch.no_grad()
     def floors(self, batch: Batch) -> dict[str, Tensor]:
@@ -135,7 +149,7 @@ def everything(model: Model, latent: Latent) -> dict[str, Tensor]:
     batch = latent.batch
     for z_k, weight_k in zip(latent.z, latent.weight, strict=True):
         for m, p in model.decode(z_k, batch.library).items():
-            nll = -p.log_prob(batch.x[m]).sum(-1)  # [batch]
+            nll = -log_likelihood(p, batch.stored(m))  # [batch]
             share = (nll * (weight_k * batch.mask[m])).mean()
             terms[f"nll/{m}"] = terms[f"nll/{m}"] + share if f"nll/{m}" in terms else share
     return terms

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from helpers import fusion, penalties
-from helpers.decoders import DenseDecoder, GaussianHead, NegativeBinomialHead
+from helpers.decoders import DenseDecoder, GaussianHead, NegativeBinomialHead, rectified
 from helpers.encoders import LearnedCodes
-from helpers.layers import linear
 from helpers.models.assembly import Model, Penalty
+from helpers.models.storage import recipe
 from helpers.models.vae import Head
 from helpers.models.xmodalix import Shape, image_decoder
 from helpers.penalties import Latent
-from helpers.priors import GaussianMixture, StandardNormal
-
-MOMENTA = (0.5, 0.7)  # Adam's β₁ and β₂ for codes and mixture, as published: each code is met once per epoch
+from helpers.priors import BASAL, GaussianMixture, StandardNormal, parts_of
 
 
+@recipe
 def decoder(
     n_vars: Mapping[str, int],
     n_obs: int,
@@ -44,6 +42,7 @@ def decoder(
     return learned(LearnedCodes(list(n_vars), n_obs, n_latent), StandardNormal(n_latent), decoders, {})
 
 
+@recipe
 def vad(
     n_vars: Mapping[str, int],
     n_obs: int,
@@ -63,6 +62,7 @@ def vad(
     return learned(codes, StandardNormal(n_latent), decoders, {"kl": penalties.kl})
 
 
+@recipe
 def dgd(
     n_vars: Mapping[str, int],
     n_obs: int,
@@ -91,10 +91,11 @@ def dgd(
     shared = n_train or n_obs
     given = prior or GaussianMixture(n_latent, n_components, scale=3.0, alpha=2.0, spread=shared**-0.5)
     decoders = without_encoder(n_vars, n_latent, hidden, heads, shapes, width)
-    terms = {"prior": posterior_of(shared, labels)}
+    terms = {"prior": posterior_of(shared, {BASAL: labels} if labels else None)}
     return learned(LearnedCodes(list(n_vars), n_obs, n_latent), given, decoders, terms)
 
 
+@recipe
 def scdgd(
     n_vars: Mapping[str, int],
     n_obs: int,
@@ -121,13 +122,8 @@ def scdgd(
 def learned(
     codes: LearnedCodes, prior: nn.Module, decoders: Sequence[nn.Module], terms: Mapping[str, Penalty]
 ) -> Model:
-    """A model with learned codes in place of encoders; codes and mixture learn at their own pace.
-
-    Introduced in notebook 05.
-    """
-    model = Model([codes], fusion.concatenate, prior, decoders, terms)
-    model.parameter_groups = partial(at_own_pace, model)
-    return model
+    """A model with learned codes in place of encoders. Introduced in notebook 05."""
+    return Model([codes], fusion.concatenate, prior, decoders, terms)
 
 
 def start_at(
@@ -142,52 +138,51 @@ def start_at(
     z may come from a PCA, or from training for some epochs with weights={"prior": 0}: from there the components are
     found the same way with every seed, where the published start (codes at zero, means anywhere in the ball) can
     leave all codes in one component. z is shifted and scaled so that its root mean square length is half the ball's
-    radius. `rows`: those on which components and scale are fitted (`samples.rows("train")`), all unless given.
+    radius, and the width of components follows from it (`GaussianMixture.start_at`), so that more of them than there
+    are clusters do no harm. `rows`: those on which components and scale are fitted (`samples.rows("train")`), all
+    unless given.
     `labels` [n_obs]: classes, −1 where unknown, that components should stand for (`samples.covariates[column]`).
     Raises `ValueError` for codes that are not finite or all the same. Introduced in notebook 05.
     """
-    codes = torch.as_tensor(z, dtype=torch.float32, device=model.prior.mean.device)
+    place, mixture = parts_of(model.prior)[BASAL]
+    codes = torch.as_tensor(z, dtype=torch.float32, device=mixture.mean.device)
     rows = torch.arange(len(codes)) if rows is None else rows
     fitted = codes[rows.to(codes.device)]
     centre = fitted.mean(0)
     length = (fitted - centre).square().sum(1).mean().sqrt()
     if not bool(length > 0) or not bool(codes.isfinite().all()):
         raise ValueError("codes to start at must be finite and differ between samples: give a PCA of the data")
-    shrink = 0.5 * model.prior.softball.scale / length
-    model.encoders[0].start_at((codes - centre) * shrink)
-    model.prior.start_at((fitted - centre) * shrink, None if labels is None else labels[rows.to(labels.device)], seed)
+    shrink = 0.5 * mixture.softball.scale / length
+    model.encoders[0].start_at((codes - centre) * shrink, place)
+    mixture.start_at((fitted - centre) * shrink, None if labels is None else labels[rows.to(labels.device)], seed)
     return model
 
 
-def at_own_pace(model: Model, lr: float) -> list[dict]:
-    """Parameters for the optimiser: parts with a `rate` learn that many times as fast and without weight decay, which
-    would pull codes and means to zero; their priors say where they belong. Introduced in notebook 05.
-    """
-    parts = [part for part in (*model.encoders, model.prior) if hasattr(part, "rate")]
-    theirs = {id(p) for part in parts for p in part.parameters()}
-    groups = [{"params": [p for p in model.parameters() if id(p) not in theirs]}]
-    own = [(lr * part.rate, [p for p in part.parameters() if p.requires_grad]) for part in parts]
-    return groups + [{"params": p, "lr": rate, "betas": MOMENTA, "weight_decay": 0.0} for rate, p in own]
+def posterior_of(n_train: int, labels: Mapping[str, str] | None = None) -> Penalty:
+    """−log p(z | φ), mean over samples, for every part of the prior, and −log p(φ) / `n_train`, nats per sample.
 
-
-def posterior_of(n_train: int, labels: str | None = None) -> Penalty:
-    """−log p(z | φ), mean over samples, and −log p(φ) / `n_train`: the terms of the prior, nats per sample.
-
-    With `labels`, a covariate, the classes of samples choose their components while the model trains; valid and new
-    samples have none. Introduced in notebook 05.
+    `labels`: part -> the covariate whose classes choose its components while the model trains; valid and new samples
+    have none. Introduced in notebook 05.
     """
 
     def prior(latent: Latent) -> dict[str, Tensor]:
-        known = labels is not None and latent.model.training
-        if known and labels not in latent.batch.covariates:
-            raise ValueError(
-                f"the labels are in column {labels!r}: give training.fit Samples(mdata, covariates=[{labels!r}])"
-            )
-        classes = latent.batch.covariates[labels].expand(latent.z.shape[:-1]) if known else None
-        each = latent.prior.log_prob(latent.z, classes)
-        return {"codes": -(latent.weight * each).sum(0).mean(), "mixture": -latent.prior.log_prior() / n_train}
+        terms = {}
+        for name, (place, mixture) in parts_of(latent.prior).items():
+            classes = known(latent, labels[name]) if labels and name in labels and latent.model.training else None
+            each = mixture.log_prob(latent.z[..., place], classes)
+            terms["codes" if name == BASAL else name] = -(latent.weight * each).sum(0).mean()
+        return terms | {"mixture": -latent.prior.log_prior() / n_train}
 
     return prior
+
+
+def known(latent: Latent, column: str) -> Tensor:
+    """Classes of the samples, for every candidate; `ValueError` where the data come without them."""
+    if column not in latent.batch.covariates:
+        raise ValueError(
+            f"the labels are in column {column!r}: give training.fit Samples(mdata, covariates=[{column!r}])"
+        )
+    return latent.batch.covariates[column].expand(latent.z.shape[:-1])
 
 
 def without_encoder(
@@ -200,8 +195,8 @@ def without_encoder(
 ) -> list[DenseDecoder]:
     """One decoder for all profiles, of dense layers with ReLU, and one for each modality of pictures.
 
-    Dense layers have no batch normalisation and no dropout, as published: a code found with the decoder frozen must
-    mean what it means in training. Pictures keep the normalisation of `image_decoder`. Introduced in notebook 05.
+    Dense layers have no batch normalisation and no dropout, as published (`rectified`); pictures keep the normalisation
+    of `image_decoder`. Introduced in notebook 05.
     """
     pictures = {
         m: image_decoder(m, s, n_latent, width, (heads or {}).get(m, GaussianHead)) for m, s in (shapes or {}).items()
@@ -213,6 +208,5 @@ def without_encoder(
     together = DenseDecoder(
         n_latent, [], {m: (heads or {}).get(m, GaussianHead)(widths[-1], n) for m, n in rest.items()}
     )
-    layers = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (linear(a, b), nn.ReLU())]
-    together.body = nn.Sequential(*layers)
+    together.body = rectified(widths)
     return [together, *pictures.values()]

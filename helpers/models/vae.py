@@ -12,11 +12,13 @@ from helpers.decoders import DenseDecoder, GaussianHead, NegativeBinomialHead
 from helpers.encoders import DenseEncoder, Posterior
 from helpers.layers import hidden_widths
 from helpers.models.assembly import Model, Penalty
+from helpers.models.storage import recipe
 from helpers.priors import StandardNormal
 
 Head = Callable[[int, int], nn.Module]
 
 
+@recipe
 def varix(
     n_vars: Mapping[str, int],
     n_latent: int = 16,
@@ -40,6 +42,7 @@ def varix(
     return dense_autoencoder(n_vars, n_latent, n_layers, factor, dropout, heads, terms, bound, skip)
 
 
+@recipe
 def vanillix(
     n_vars: Mapping[str, int],
     n_latent: int = 16,
@@ -53,6 +56,7 @@ def vanillix(
     return dense_autoencoder(n_vars, n_latent, n_layers, factor, dropout, heads, {}, skip=skip)
 
 
+@recipe
 def disentanglix(
     n_vars: Mapping[str, int],
     n_latent: int = 16,
