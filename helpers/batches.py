@@ -60,7 +60,7 @@ class Counts:
 
     def per_row(self, each: Tensor) -> Tensor:
         """Sums [batch] of one number per stored value."""
-        return each.new_zeros(len(self)).index_add_(0, self.row, each)
+        return torch.segment_reduce(each, "sum", lengths=self.length, initial=0.0)
 
     def __getitem__(self, rows: Tensor) -> Counts:
         return stored_rows(self.length.cumsum(0) - self.length, self.length, rows, self.column, self.value, self.n_vars)
@@ -82,7 +82,7 @@ def stored_rows(start: Tensor, length: Tensor, rows: Tensor, column: Tensor, val
     total = int(end[-1]) if len(end) else 0
     source = torch.repeat_interleave(first - end + length, length, output_size=total)
     source += torch.arange(total, device=source.device)
-    return Counts(length, column[source], value[source], n_vars)
+    return Counts(length, column.index_select(0, source), value.index_select(0, source), n_vars)
 
 
 class Values(Mapping):

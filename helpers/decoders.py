@@ -65,7 +65,7 @@ class NegativeBinomialHead(nn.Module):
     def forward(self, h: Tensor, library: Tensor | None = None) -> NegativeBinomial:
         total = torch.full_like(h[..., :1], 1e4) if library is None else library
         # an empty sample has no depth to scale by; one count keeps its log finite
-        return NegativeBinomial(Shares(self.logits(h), total.clamp(min=1).log()), self.log_r)
+        return NegativeBinomial(Shares.of(self.logits, h, total.clamp(min=1).log()), self.log_r)
 
 
 class TotalHead(nn.Module):
@@ -84,7 +84,7 @@ class TotalHead(nn.Module):
         self.log_r = nn.Parameter(torch.randn(n_vars))
 
     def forward(self, h: Tensor, library: Tensor | None = None) -> NegativeBinomial:
-        return NegativeBinomial(Shares(self.logits(h), self.log_total(h)), self.log_r)
+        return NegativeBinomial(Shares.of(self.logits, h, self.log_total(h)), self.log_r)
 
 
 class ForegroundHead(nn.Module):

@@ -9,7 +9,8 @@ the log density of x where the mean is x itself, the most that any mean can give
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -101,11 +102,34 @@ class Bernoulli(Distribution):
         return torch.bernoulli(self.mean.detach().expand(self._extended_shape(sample_shape)))
 
 
-class Shares(NamedTuple):
-    """Log means of counts as log-softmax of `logits` plus the logarithm of a total. Introduced in notebook 06."""
+@dataclass(frozen=True)
+class Shares:
+    """Log means of counts as the log-softmax of logits plus the logarithm of a total.
 
-    logits: Tensor  # [batch, n_vars], or [1, n_vars] for all of a batch
+    `source` [batch, n_vars] are the logits, or with a linear `layer` its input [batch, n_in]: sparse counts then never
+    need them all at once. One row may stand for all of a batch. Introduced in notebook 06.
+    """
+
+    source: Tensor
     log_total: Tensor  # [batch, 1] log of the expected sum of all counts
+    layer: nn.Linear | None = None
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """[batch, n_vars]"""
+        return self.source if self.layer is None else self.layer(self.source)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(batch, n_vars)"""
+        n_vars = self.source.shape[-1] if self.layer is None else self.layer.out_features
+        return torch.broadcast_shapes((*self.source.shape[:-1], n_vars), self.log_total.shape)
+
+    @classmethod
+    def of(cls, layer: nn.Module, h: Tensor, log_total: Tensor) -> Shares:
+        """What a last layer makes of h [batch, n_in]."""
+        plain = type(layer) is nn.Linear and layer.bias is not None and h.dim() == 2
+        return cls(h, log_total, layer) if plain else cls(layer(h), log_total)
 
 
 class NegativeBinomial(Distribution):
@@ -122,8 +146,7 @@ class NegativeBinomial(Distribution):
         self.shares = log_mean if isinstance(log_mean, Shares) else None
         self.given = None if self.shares else log_mean
         self.log_r = log_r
-        shapes = [part.shape for part in self.shares or (log_mean,)]
-        super().__init__(batch_shape=torch.broadcast_shapes(*shapes), validate_args=False)
+        super().__init__(batch_shape=log_mean.shape, validate_args=False)
 
     @property
     def log_mean(self) -> Tensor:
@@ -147,7 +170,10 @@ class NegativeBinomial(Distribution):
         """Log probability of every sample, nats [batch], from its stored counts alone; dense values are not made."""
         if self.shares is None or self.log_r.dim() > 1:
             return self.log_prob(counts.dense()).sum(-1)
-        return negative_binomial.of_stored(counts, *self.shares, self.log_r)
+        shares = self.shares
+        if shares.layer is None:
+            return negative_binomial.of_stored(counts, shares.logits, shares.log_total, self.log_r)
+        return negative_binomial.of_layer(counts, shares.source, shares.layer, shares.log_total, self.log_r)
 
     def saturated(self, value: Tensor) -> Tensor:
         """Log probability of a Poisson distribution of mean x: the limit r → ∞, which no r surpasses, so that a

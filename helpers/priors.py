@@ -78,7 +78,8 @@ class GaussianMixture(nn.Module):
         if covariance not in shapes:
             raise ValueError(f"covariance must be one of {', '.join(shapes)}, got {covariance!r}")
         self.n_latent, self.n_components = n_latent, n_components
-        self.alpha, self.sd, self.spread = alpha, sd, spread
+        self.alpha, self.spread = alpha, spread
+        self.register_buffer("sd", torch.tensor(float(sd)))
         self.softball = Softball(n_latent, scale, sharpness)
         self.mean = nn.Parameter(self.softball.uniform(n_components, generator))
         self.logits = nn.Parameter(torch.zeros(n_components))  # π = softmax(logits)
@@ -122,7 +123,7 @@ class GaussianMixture(nn.Module):
         total = self.softball.log_prob(self.mean).sum() + weights
         if not self.neg_log_var.requires_grad:
             return total
-        off = (self.neg_log_var + 2 * math.log(self.sd)) / self.spread
+        off = (self.neg_log_var + 2 * self.sd.log()) / self.spread
         return total - (0.5 * off.square() + math.log(self.spread * math.sqrt(2 * math.pi))).sum()
 
     def responsibilities(self, z: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ class GaussianMixture(nn.Module):
         self.logits.copy_(torch.log((count + 1) / (count + 1).sum()))
         if self.neg_log_var.requires_grad:
             square = (z - mean[own]).square()
-            self.sd = 0.7 * math.sqrt((float(square.sum()) / self.n_latent + self.sd**2) / (len(z) + 1))
+            self.sd.copy_(0.7 * ((square.sum() / self.n_latent + self.sd**2) / (len(z) + 1)).sqrt())
             var = (member.T @ square + self.sd**2) / (count + 1)[:, None]
             wide = var if self.neg_log_var.shape[1] > 1 else var.mean(1, keepdim=True)
             self.neg_log_var.copy_(-wide.log())

@@ -15,10 +15,27 @@ from torch import Tensor
 
 from helpers import annotation, outcomes
 from helpers.batches import Batch, Samples
+from helpers.links import link
 from helpers.models import Model
 from helpers.models.stackix import Stack
+from helpers.perturbation import perturb
 from helpers.priors import BASAL, parts_of
 from helpers.wording import closest, few
+
+__all__ = [
+    "cluster",
+    "codes",
+    "decode",
+    "embed",
+    "impute",
+    "link",
+    "perturb",
+    "predict_labels",
+    "reconstruct",
+    "sample",
+    "translate",
+    "uncertainty",
+]
 
 
 @torch.inference_mode()

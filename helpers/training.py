@@ -218,25 +218,38 @@ class Run:
         """Mean of every term over the samples of a split, and their weighted total; trains where asked to."""
         self.model.train(train)
         noise = self.noise if train else torch.Generator(self.samples.device).manual_seed(self.settings.seed)
-        batch_size = self.settings.batch_size if train else max(self.settings.batch_size, EVALUATION_BATCH)
+        large = self.settings.batch_size if train or self.codes else EVALUATION_BATCH
+        batch_size = max(self.settings.batch_size, large)
         sums: Tensor | int = 0
-        with torch.set_grad_enabled(train or bool(self.codes)):
+        with torch.set_grad_enabled(train or bool(self.codes)), self.only(None if train else self.codes):
             for index in epoch(rows, batch_size, self.shuffle if train else None):
                 with self.autocast():
                     terms = self.losses(self.samples[index], noise)
                     total = weighted(terms, weights)
                 if train or self.codes:
-                    self.step(total, only=None if train else self.codes)
+                    self.step(total)
                 sums = sums + torch.stack([v.detach().float() for v in (*terms.values(), total)]) * len(index)
         means = (sums / len(rows)).tolist()  # the only wait for the device in an epoch
         return dict(zip([*terms, "total"], means, strict=True))
 
-    def step(self, total: Tensor, only: list[Tensor] | None = None) -> None:
+    @contextlib.contextmanager
+    def only(self, learning: list[Tensor] | None) -> Iterator[None]:
+        """Let nothing but these parameters learn (None: all), and compute no other slopes."""
+        fixed = [p for p in self.parameters if p.requires_grad] if learning is not None else []
+        kept = {id(p) for p in learning or ()}
+        fixed = [p.requires_grad_(False) for p in fixed if id(p) not in kept]
+        try:
+            yield
+        finally:
+            for p in fixed:
+                p.requires_grad_(True)
+
+    def step(self, total: Tensor) -> None:
         if not total.requires_grad:  # nothing that the model reads was measured in this batch
             return
         for parameter in self.parameters:
             parameter.grad = None
-        total.backward(inputs=only)
+        total.backward()
         if self.settings.clip_norm is not None:
             dense = [p for p in self.parameters if p.grad is None or not p.grad.is_sparse]  # rows have Adam's own scale
             nn.utils.clip_grad_norm_(dense, self.settings.clip_norm)

@@ -30,8 +30,8 @@ project checks pictures simulate embryo regulation multiome sources bundled tabl
 prepare batches layers negative_binomial likelihoods encoders priors decoders fusion penalties schedules identifiers
 ontology terms checkpoints models balance training sweeps studies tuning metrics robustness attribution controls
 alignment translation claims annotation learners outcomes perturbation links tasks inference components load generation
-multiview zoo scenarios crossmodal plots term_plots study_plots translation_plots code_plots track_plots explore
-parameters report kernels run""".split()
+multimodal ablations cis zoo scenarios crossmodal plots term_plots study_plots translation_plots code_plots track_plots
+explore parameters report kernels run""".split()
 HEAVY = ["scanpy", "umap", "jax", "sklearn", "matplotlib", "papermill", "nbconvert", "ipywidgets", "IPython", "numba"]
 LOADS_DATA = {
     "checks",

@@ -193,6 +193,33 @@ def test_slopes_of_stored_counts_are_finite_differences():
     assert torch.autograd.gradcheck(lambda *v: negative_binomial.of_stored(counts, *v), given, eps=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("n_rows", [9, 1])
+def test_a_last_layer_is_part_of_the_function(n_rows):
+    """The same value and slopes, by the layer's input, weight and bias, as from logits made before."""
+    x, weight = sparse_counts(), torch.rand(9, dtype=torch.double)
+    _, total, log_r = shares(x)
+    layer = torch.nn.Linear(5, x.shape[1], dtype=torch.double)
+    h = torch.randn(n_rows, 5, dtype=torch.double, requires_grad=True)
+    given, found = [h, layer.weight, layer.bias, total, log_r], []
+    for source in (Shares.of(layer, h, total), Shares(layer(h), total)):
+        value = log_likelihood(NegativeBinomial(source, log_r), stored(x))
+        found.append([value, *torch.autograd.grad((value * weight).sum(), given)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_memory_is_used_again_but_not_too_early():
+    """Two values whose slopes are asked for later, in the other order, twice."""
+    x = sparse_counts()
+    given = [shares(x) for _ in range(2)]
+    alone = [torch.autograd.grad(negative_binomial.of_stored(stored(x), *v).sum(), v) for v in given]
+    values = [negative_binomial.of_stored(stored(x), *v).sum() for v in given]
+    for k in (1, 0, 1, 0):
+        again = torch.autograd.grad(values[k], given[k], retain_graph=True)
+        for a, b in zip(again, alone[k], strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_one_mean_may_stand_for_all_samples():
     x = sparse_counts()
     logits, total, log_r = (v.detach() for v in shares(x))
