@@ -38,6 +38,7 @@ bench: $(READY) peers
 	@PYTHONPATH=. $(PY) benchmarks/memory.py
 	@PYTHONPATH=. $(PY) benchmarks/imports.py
 	@PYTHONPATH=. $(PY) benchmarks/sweep.py
+	@PYTHONPATH=. $(PY) benchmarks/multidgd.py
 
 lint: $(READY)
 	@$(PY) -m ruff check $(CODE)

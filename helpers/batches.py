@@ -136,10 +136,10 @@ class Batch:
         """Values of a modality as they are kept: `Counts` where the data are CSR. Introduced in notebook 06."""
         return self.x.stored[modality] if isinstance(self.x, Values) else self.x[modality]
 
-    def showing(self, modality: str) -> Batch:
-        """The same samples as if nothing but one modality had been measured. Introduced in notebook 04."""
-        x = {m: self.stored(m) if m == modality else without_values(self.stored(m)) for m in self.x}
-        mask = {m: v if m == modality else torch.zeros_like(v) for m, v in self.mask.items()}
+    def showing(self, *modalities: str) -> Batch:
+        """The same samples as if nothing but these modalities had been measured. Introduced in notebook 04."""
+        x = {m: self.stored(m) if m in modalities else without_values(self.stored(m)) for m in self.x}
+        mask = {m: v if m in modalities else torch.zeros_like(v) for m, v in self.mask.items()}
         return Batch(Values(x), mask, self.library, self.index, self.covariates)
 
 
@@ -223,6 +223,10 @@ class Samples:
         covariates: Sequence[str] = (),
         resident: bool | None = None,
     ):
+        if not isinstance(mdata, mudata.MuData):
+            raise ValueError(
+                f"pass a MuData, not {type(mdata).__name__}: mudata.MuData({{'rna': adata}}), or datasets.load"
+            )
         self.device = pick_device(device) if isinstance(device, str) else device
         resident = fits_on(self.device, mdata) if resident is None else resident
         self.home = self.device if resident else torch.device("cpu")
@@ -232,6 +236,7 @@ class Samples:
         self.modalities = {m: place(mdata, m, self.home, kinds.get(m) == "counts") for m in mdata.mod}
         self.covariates = {c: codes(mdata, c).to(self.home) for c in covariates}
         self.categories = {c: list(mdata.obs[c].astype("category").cat.categories) for c in covariates}
+        self.features = {m: mdata[m].var_names for m in mdata.mod}
         self.shapes = {m: image_shape(mdata, m) for m in mdata.mod if "image_shape" in mdata[m].uns}
 
     @property

@@ -12,14 +12,13 @@ import mudata
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from helpers import tasks, training
 from helpers.batches import Batch, Samples
-from helpers.encoders import DenseEncoder, LearnedCodes, Posterior
+from helpers.encoders import LearnedCodes, Posterior
 from helpers.likelihoods import check_support, log_likelihood
 from helpers.models import Model
-from helpers.models.dgd import learned
+from helpers.models.dgd import learned, reader_for
 from helpers.priors import BASAL, GaussianMixture, Together, parts_of
 from helpers.wording import closest, few
 
@@ -64,7 +63,7 @@ def infer(
     """
     old, device = table_of(model), next(model.parameters()).device
     samples = data if isinstance(data, Samples) else Samples(data, device)
-    rows = torch.arange(len(samples)) if split is None else samples.rows(split)
+    rows = tasks.rows_of(samples, split)
     read = modalities_read(model, samples, rows, modalities)
     check_features(model, samples, read)
     new = LearnedCodes(read, len(samples), old.n_latent, old.stochastic).to(device)
@@ -83,9 +82,7 @@ def infer(
             "steps: raise steps= or tolerance=",
             stacklevel=2,
         )
-    found = learned(new, model.prior, model.decoders, model.penalties)
-    found.recipe = getattr(model, "recipe", {"name": "", "arguments": {}})
-    return found.eval()
+    return learned(new, model.prior, model.decoders, model.penalties).like(model).eval()
 
 
 def codes(model: Model, data: Samples | mudata.MuData, split: str | None = None, **options) -> np.ndarray:
@@ -115,13 +112,18 @@ class Search:
         seed: int = 0,
         start: Model | None = None,
     ):
-        if min(steps, starts) < 1 or min(tolerance, 1.0 if lr is None else lr) <= 0:
+        if min(steps, starts) < 1 or not min(tolerance, 1.0 if lr is None else lr) > 0:
             raise ValueError(
                 f"need steps >= 1, starts >= 1, tolerance > 0 and lr > 0, got {steps}, {starts}, {tolerance} and {lr}"
             )
         self.model, self.read, self.steps, self.tolerance = model, tuple(read), steps, tolerance
         self.lr = first_step(model, lr)
         self.starts, self.start = starts, None if start is None else start.eval()
+        if hidden := [m for e in (start.encoders if start else ()) for m in e.modalities if m not in self.read]:
+            raise ValueError(
+                f"the encoder to start from reads {few(hidden)}, and codes are to be found from {few(self.read)}: "
+                "train it with inference.amortised(..., modalities=...)"
+            )
         self.stochastic, self.unfinished = table_of(model).stochastic, 0
         noise = torch.randn(N_DRAWS // 2, model.prior.n_latent, generator=torch.Generator().manual_seed(seed))
         self.noise = torch.cat([noise, -noise]).to(next(model.parameters()).device)
@@ -145,7 +147,7 @@ class Search:
     def candidates(self, batch: Batch) -> Tensor:
         """Where to start, best first: [starts, batch, n_latent], with log-variances where codes have."""
         if self.start is not None:
-            return self.widened(tasks.z_of(self.start, batch)[None])
+            return self.widened(tasks.z_of(self.start, batch.showing(*self.read))[None])
         found = self.centre()
         for name, (place, mixture) in parts_of(self.model.prior).items():
             n = self.starts if name == BASAL else 1
@@ -284,29 +286,32 @@ def amortised(
     data: Samples | mudata.MuData,
     encoder: nn.Module | None = None,
     hidden: Sequence[int] = (100,),
+    modalities: Sequence[str] | None = None,
     **settings,
 ) -> Model:
     """An encoder for a model that was trained without one: it learns on the train split, by the same loss, while
     decoder and prior stay as they are. The result is a model like any other, which reads new samples at once; as
     `infer(start=)` it tells the search where to begin.
 
-    `encoder`: Batch -> Posterior; unless given a `DenseEncoder` with `hidden` layers, log(1 + x) of counts. `settings`
-    as of `training.fit` (epochs=, lr=, patience= …). Source: the encoder on a frozen decoder of Schuster and Krogh
-    2021, proposed for the DGD in the thesis of Schuster 2024. Introduced in notebook 05.
+    `encoder`: Batch -> Posterior; unless given a `DenseEncoder` with `hidden` layers that reads `modalities` (all that
+    codes were learned from), log(1 + x) of counts. Covariates of the model come from a MuData's obs. `settings` as of
+    `training.fit` (epochs=, lr=, patience= …). Source: the encoder on a frozen decoder of Schuster and Krogh 2021,
+    proposed for the DGD in the thesis of Schuster 2024. Introduced in notebook 05.
     """
-    codes = table_of(model)
-    samples = data if isinstance(data, Samples) else Samples(data, next(model.parameters()).device)
-    if encoder is None:
-        sizes = {m: samples.n_vars[m] for m in codes.modalities}
-        counted = [m for m in sizes if model.likelihoods[m].support is constraints.nonnegative_integer]
-        logs = {m: torch.log1p for m in counted}
-        encoder = DenseEncoder(sizes, codes.n_latent, hidden, stochastic=codes.stochastic, transform=logs)
+    device = next(model.parameters()).device
+    samples = data if isinstance(data, Samples) else Samples(data, device, covariates=covariates_of(model))
+    read = tuple(modalities or table_of(model).modalities)
+    own = encoder or reader_for(model, {m: samples.n_vars[m] for m in read}, hidden)
     rest = copy.deepcopy([model.prior, model.decoders])
     for part in rest:
         part.requires_grad_(False)
-    reader = Model([encoder], model.fuse, rest[0], rest[1], model.penalties)
-    training.fit(reader, samples, **settings)
-    return reader
+    found = Model([own], model.fuse, rest[0], rest[1], model.penalties).like(model)
+    found.recipe = {"name": "", "arguments": {}}
+    if encoder is None and model.recipe["name"]:
+        given = {"base": model.recipe["name"], "n_vars": {m: samples.n_vars[m] for m in read}, "hidden": tuple(hidden)}
+        found.recipe = {"name": "with_encoder", "arguments": given | {"given": model.recipe["arguments"]}}
+    training.fit(found, samples, **settings)
+    return found
 
 
 def add_class(
@@ -320,7 +325,7 @@ def add_class(
     `ValueError` for an unknown covariate. Source: the package multiDGD learns such a component by gradient and discards
     it. Introduced in notebook 06.
     """
-    known = [name for name in parts_of(model.prior) if name != BASAL]
+    known = covariates_of(model)
     if covariate not in known:
         raise ValueError(f"the model has no covariate {covariate!r}{closest(covariate, known)}; it has {few(known)}")
     old = model.prior.parts[covariate]
@@ -328,13 +333,24 @@ def add_class(
     anywhere.mean.data.zero_()
     z = codes(with_part(model, covariate, anywhere), data, split, **options)[:, model.prior.place[covariate]]
     more = old.extended(torch.from_numpy(z))
-    found = infer(with_part(model, covariate, more.only(old.n_components)), data, split, **options)
-    return with_part(found, covariate, more).eval()
+    found = with_part(
+        infer(with_part(model, covariate, more.only(old.n_components)), data, split, **options), covariate, more
+    )
+    if sizes := model.recipe["arguments"].get("covariates"):
+        given = model.recipe["arguments"] | {"covariates": {**sizes, covariate: more.n_components}}
+        found.recipe = model.recipe | {"arguments": given}
+    return found.eval()
 
 
 def with_part(model: Model, name: str, mixture: GaussianMixture) -> Model:
     """The model with another mixture for one part of its prior; all else is shared. Introduced in notebook 06."""
-    return learned(table_of(model), Together(model.prior.parts | {name: mixture}), model.decoders, model.penalties)
+    prior = Together(model.prior.parts | {name: mixture})
+    return learned(table_of(model), prior, model.decoders, model.penalties).like(model)
+
+
+def covariates_of(model: Model) -> list[str]:
+    """Covariates that have a part of the latent space. Introduced in notebook 06."""
+    return [name for name in parts_of(model.prior) if name != BASAL]
 
 
 def table_of(model: Model) -> LearnedCodes:
@@ -378,3 +394,4 @@ def check_features(model: Model, samples: Samples, read: Sequence[str]) -> None:
                 f"modality {m!r} has {samples.n_vars[m]} features and the model {n}: prepare the data as those it was "
                 "trained on"
             )
+    model.check_features(samples)

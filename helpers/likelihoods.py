@@ -260,11 +260,15 @@ def check_counts(name: str, samples: Samples) -> None:
             f"modality {name!r} holds {broken} values that are no whole numbers: a likelihood of counts needs raw "
             "counts, not normalised or logarithmic ones"
         )
-    if modality.library is not None:
-        measured = (modality.position >= 0).nonzero()[:, 0]
-        empty = measured[modality.library[modality.position[measured], 0] == 0]
-        if len(empty):
-            raise ValueError(
-                f"{len(empty)} samples have not one count in modality {name!r}: "
-                f"{few(samples.obs_names[empty.cpu().numpy()])}; leave them out, or take the modality from them"
-            )
+    if modality.library is None:
+        raise ValueError(
+            f"modality {name!r} is modelled as counts, but the data do not say that it holds counts: load them by "
+            f"datasets.load, or set mdata.uns['dataset'] = {{'modalities': {{{name!r}: 'counts'}}}}"
+        )
+    measured = (modality.position >= 0).nonzero()[:, 0]
+    empty = measured[modality.library[modality.position[measured], 0] == 0]
+    if len(empty):
+        raise ValueError(
+            f"{len(empty)} samples have not one count in modality {name!r}: "
+            f"{few(samples.obs_names[empty.cpu().numpy()])}; leave them out, or take the modality from them"
+        )

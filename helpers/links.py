@@ -16,7 +16,7 @@ from torch import nn
 
 from helpers.models import Model
 from helpers.perturbation import Cells, columns_of, expected, jacobians, positive, read
-from helpers.wording import few
+from helpers.wording import closest, few
 
 BLOCK = 1 << 23  # numbers of a Jacobian held at a time: 32 MB
 PAIRS = 1 << 20  # pairs scored at a time
@@ -131,7 +131,8 @@ def directions(model: Model, cells: Cells, source: str, target: str) -> tuple[np
         for at in (cells.group == k).nonzero()[:, 0].split(size):
             for m, slope in jacobians(model, cells.z[at], modalities, axes).items():
                 totals[m][k] += slope.sum(0)
-    root = torch.linalg.cholesky(cells.covariance + 1e-9 * torch.eye(len(axes)).to(cells.z))
+    ridge = 1e-6 * cells.covariance.diagonal(dim1=1, dim2=2).mean()
+    root = torch.linalg.cholesky(cells.covariance + ridge * torch.eye(len(axes)).to(cells.z))
     turned = {m: nn.functional.normalize(total @ root, dim=-1).cpu().numpy() for m, total in totals.items()}
     return turned[source], turned[target] * openness(model, cells, target)[..., None]
 
@@ -166,6 +167,12 @@ def candidates(data: mudata.MuData, genes: np.ndarray, source: str, target: str,
     from_tss, middle = coordinates(data, source, ["tss"]), coordinates(data, target, ["start", "end"])
     report_lost(from_tss.iloc[genes], source)
     report_lost(middle, target)
+    known, there = from_tss["chromosome"].dropna(), middle["chromosome"].dropna()
+    if not known.isin(there.unique()).any():
+        raise ValueError(
+            f"no chromosome has the same name in {source!r} ({few(known.unique())}) and {target!r} "
+            f"({few(there.unique())}): name them alike in var['chromosome']"
+        )
     found = []
     for chromosome, peaks in middle.reset_index(drop=True).dropna().groupby("chromosome", observed=True):
         here = genes[(from_tss["chromosome"] == chromosome).to_numpy()[genes]]
@@ -267,8 +274,13 @@ def spearman_links(
     """Spearman's correlation of gene and peak over all cells, or within the classes of `by`: gene, peak, group, score,
     distance, n_cells, as in `link`. Counts are taken as shares of their cell's total. Introduced in notebook 06.
     """
+    if by is not None and by not in data.obs:
+        raise ValueError(f"column {by!r} is not in obs{closest(by, data.obs.columns)}; there are {few(data.obs)}")
     pairs = candidates(data, columns_of(data, source, genes), source, target, window)
     rows = np.ones(data.n_obs, bool) if split is None else (data.obs["split"] == split).to_numpy()
+    rows &= data.obs_names.isin(data[source].obs_names) & data.obs_names.isin(data[target].obs_names)
+    if not rows.any():
+        raise ValueError(f"no cell with both {source!r} and {target!r} is in split {split!r}")
     kind = pd.Series("all", data.obs_names) if by is None else data.obs[by]
     names = [str(name) for name in kind[rows].astype("category").cat.remove_unused_categories().cat.categories]
     scores = {}
@@ -315,6 +327,8 @@ def distance_links(
 
     Introduced in notebook 06.
     """
+    if not window:
+        raise ValueError("nearness needs a window: give a number of base pairs")
     pairs = candidates(data, columns_of(data, source, genes), source, target, window)
     return stacked(data, source, target, pairs, {"all": {"score": 1 - np.abs(pairs.distance) / window}})
 

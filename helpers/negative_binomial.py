@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from helpers.batches import Counts
@@ -33,7 +34,8 @@ def of_stored(counts: Counts, logits: Tensor, log_total: Tensor, log_r: Tensor) 
     log totals [batch, 1] or [1, 1], log r [n_vars]. No dense counts are made. Introduced in notebook 06.
     """
     total = log_total.expand(len(counts), 1)
-    return _OfLogits.apply(counts, *_plain(logits.expand(counts.shape), total, log_r))
+    with torch.autocast(logits.device.type, enabled=False):
+        return _OfLogits.apply(counts, *_plain(log_r.dtype, logits.expand(counts.shape), total, log_r))
 
 
 def of_layer(counts: Counts, h: Tensor, layer: nn.Linear, log_total: Tensor, log_r: Tensor) -> Tensor:
@@ -42,12 +44,13 @@ def of_layer(counts: Counts, h: Tensor, layer: nn.Linear, log_total: Tensor, log
     Introduced in notebook 06.
     """
     total = log_total.expand(len(counts), 1)
-    return _OfLayer.apply(counts, *_plain(h, layer.weight, layer.bias, total, log_r))
+    with torch.autocast(h.device.type, enabled=False):
+        return _OfLayer.apply(counts, *_plain(log_r.dtype, h, layer.weight, layer.bias, total, log_r))
 
 
-def _plain(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Without gradients where they are off, which a function of one's own does not see."""
-    return tensors if torch.is_grad_enabled() else tuple(t.detach() for t in tensors)
+def _plain(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """In one precision, and without gradients where they are off, which a function of one's own does not see."""
+    return [t.to(dtype) if torch.is_grad_enabled() else t.detach().to(dtype) for t in tensors]
 
 
 class Lease:
@@ -83,6 +86,7 @@ class _OfLogits(torch.autograd.Function):
         return _value(ctx, counts, logits, log_total, log_r)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         _, lease, to_total, *_ = ctx.kept
         return None, lease.arrays[0] * grad[:, None], (to_total * grad)[:, None], _slope_in_r(ctx, grad)
@@ -97,6 +101,7 @@ class _OfLayer(torch.autograd.Function):
         return _value(ctx, counts, logits.expand(counts.shape), log_total, log_r)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         (h, weight), needed, (_, lease, to_total, *_) = ctx.saved_tensors, ctx.needs_input_grad, ctx.kept
         slopes, weighed = lease.arrays[0], grad[:, None]
@@ -187,6 +192,7 @@ class _DenseCounts(torch.autograd.Function):
         return torch.addcmul(gamma, x + r, log_zero).addcmul_(x, logit, value=-1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         x, r, logit, log_zero, slope = ctx.saved_tensors
         to_mean = torch.addcmul(x, x + r, torch.sigmoid(-logit), value=-1).mul_(grad)

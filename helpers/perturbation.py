@@ -227,6 +227,10 @@ def moving_part(model: Model) -> tuple[slice, nn.Module]:
 def within(z: Tensor, group: Tensor, n_groups: int) -> Tensor:
     """Covariance of codes within each group [n_groups, d, d], drawn to that within all of them by as many cells as
     there are dimensions, so that small groups have one too."""
+    if len(z) <= n_groups or float(z.var(0).max()) == 0:
+        raise ValueError(
+            f"the codes of {len(z)} cells in {n_groups} groups do not vary: give more cells, or fewer groups"
+        )
     member = nn.functional.one_hot(group, n_groups).to(z.dtype)  # [n, n_groups]
     size = member.sum(0)
     off = z - (member.T @ z / size[:, None])[group]
@@ -261,6 +265,9 @@ def check_sizes(model: Model, data: mudata.MuData, modalities: Sequence[str], z:
 def columns_of(data: mudata.MuData, modality: str, genes: str | Sequence[str] | None) -> np.ndarray:
     """Columns of features by name (None: all); ValueError for names that are not there."""
     names = data[modality].var_names
+    if not names.is_unique:
+        twice = names[names.duplicated()].unique()
+        raise ValueError(f"modality {modality!r} has several features called {few(twice)}: make names unique")
     if genes is None:
         return np.arange(len(names))
     chosen = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
@@ -297,34 +304,40 @@ def perturb(
     `target` may be `source`.
 
     X: log2(perturbed / original) of expected values (of means, for groups); for values that can be negative, their
-    difference. layers: "difference" = perturbed − original, "original"; counts as shares of a cell's total. obs and var
-    are the data's; for groups, obs has `n_cells`. Raises ValueError for unknown names, a multiple below zero, cells
+    difference. layers: "difference" = perturbed − original, "original"; counts as shares of a cell's total, where the
+    head scales by it. obs and var are the data's; for groups, obs has `n_cells`. uns["reached"]: how far the genes
+    themselves went, the mean of their log2(perturbed / original): one step goes a part of the way, as far as the
+    decoder is nearly linear, and more `n_steps` go further. Of values that can be negative, "silence" asks for 1 less
+    and a multiple m for log m more. Raises ValueError for unknown names, a multiple below zero, cells
     without codes, and none that expresses the genes where that was asked for. Introduced in notebook 06.
     """
     fold, cells = fold_of(change), read(model, data, [source, target], by, split)
     if n_steps < 1:
         raise ValueError(f"n_steps={n_steps} must be at least 1")
     columns = torch.from_numpy(columns_of(data, source, genes)).to(cells.z.device)
-    pieces, n = [], len(cells.names)
+    pieces, reached, n = [], [], len(cells.names)
     for at, z, batch in cells.batches(batch_size):
         seen = (batch.x[source][:, columns] != 0).any(1) if expressing else torch.ones_like(z[:, 0], dtype=torch.bool)
         at, z, batch = at[seen.cpu()], z[seen], batch[seen.nonzero()[:, 0]]
         wanted, moved = aim(model, z, batch, source, columns, fold, cells, at), z
         for _ in range(n_steps):
             moved = step(model, moved, wanted)
+        reached.append((response(model.decode(moved)[source]) - response(model.decode(z)[source]))[:, columns])
         before, after = (expected(model, each, target).cpu().numpy() for each in (z, moved))
         pieces.append((at.numpy(), before, after) if by is None else summed(cells.group[at], before, after, n))
     if not sum(len(at) if by is None else at.sum() for at, *_ in pieces):
         raise ValueError(
             f"no cell has a count of {few(data[source].var_names[columns.cpu().numpy()])}: expressing=False"
         )
+    log2 = np.log(2) if positive(model.likelihoods[source]) else 1.0
+    far = {"reached": float(torch.cat(reached).mean()) / log2}
     if by is None:
         at, before, after = map(np.concatenate, zip(*pieces, strict=True))
-        return effects(before, after, data.obs.iloc[cells.rows[at].numpy()].copy(), data, target, model)
+        return effects(before, after, data.obs.iloc[cells.rows[at].numpy()].copy(), data, target, model, far)
     n_cells, *totals = (sum(each) for each in zip(*pieces, strict=True))
     some = np.flatnonzero(n_cells)
     obs = pd.DataFrame({"n_cells": n_cells[some]}, index=pd.Index(np.array(cells.names)[some], dtype=str))
-    return effects(*(total[some] / n_cells[some, None] for total in totals), obs, data, target, model)
+    return effects(*(total[some] / n_cells[some, None] for total in totals), obs, data, target, model, far)
 
 
 def summed(group: Tensor, before: np.ndarray, after: np.ndarray, n_groups: int) -> tuple[np.ndarray, ...]:
@@ -360,11 +373,11 @@ def aim(
 
 
 def effects(
-    before: np.ndarray, after: np.ndarray, obs: pd.DataFrame, data: mudata.MuData, target: str, model: Model
+    before: np.ndarray, after: np.ndarray, obs: pd.DataFrame, data: mudata.MuData, target: str, model: Model, far: dict
 ) -> AnnData:
-    """What `perturb` answers, from shares before and after. Introduced in notebook 06."""
+    """What `perturb` answers, from shares before and after; `far` goes into uns. Introduced in notebook 06."""
     difference = (after - before).astype(np.float32)
     ratio = np.log2(np.maximum(after, 1e-12) / np.maximum(before, 1e-12)).astype(np.float32)
     x = ratio if positive(model.likelihoods[target]) else difference
     layers = {"difference": difference, "original": before.astype(np.float32)}
-    return AnnData(x, obs=obs, var=data[target].var.copy(), layers=layers)
+    return AnnData(x, obs=obs, var=data[target].var.copy(), layers=layers, uns=far)

@@ -284,9 +284,19 @@ def passes(model: Model, data: Samples | mudata.MuData, split: str | None, batch
     """The samples of a split (None: all) in order, batch by batch, with the model in evaluation mode."""
     model.eval()
     samples = data if isinstance(data, Samples) else Samples(data, next(model.parameters()).device)
-    rows = torch.arange(len(samples)) if split is None else samples.rows(split)
-    for index in rows.split(batch_size):
+    if hasattr(model, "check_features"):
+        model.check_features(samples)
+    for index in rows_of(samples, split).split(batch_size):
         yield samples[index]
+
+
+def rows_of(samples: Samples, split: str | None) -> Tensor:
+    """Rows of a split, of all samples without one; ValueError where it has none. Introduced in notebook 05."""
+    rows = torch.arange(len(samples)) if split is None else samples.rows(split)
+    if not len(rows):
+        known = sorted({*map(str, samples.split)})
+        raise ValueError(f"no sample is in split {split!r}{closest(str(split), known)}; there are {few(known)}")
+    return rows
 
 
 def predict_labels(

@@ -151,7 +151,7 @@ def test_covariates_must_come_with_the_data(trained):
     mdata, _, model = trained
     with pytest.raises(ValueError, match=r"the labels are in column 'site': give training.fit Samples"):
         training.fit(model, Samples(mdata, "cpu"), epochs=1)
-    with pytest.raises(ValueError, match="'basal' must have two classes"):
+    with pytest.raises(ValueError, match="a covariate cannot be called 'basal'"):
         models.multidgd({"rna": 5}, 5, covariates={"basal": 3})
     with pytest.raises(ValueError, match="'site' must have two classes"):
         models.multidgd({"rna": 5}, 5, covariates={"site": 1})
@@ -340,3 +340,69 @@ def test_heads_are_known_by_name_and_functions_are_not(trained, tmp_path):
     (tmp_path / "c").write_bytes(b"no model")
     with pytest.raises(ValueError, match="is damaged or not one of ours"):
         models.load(tmp_path / "c")
+
+
+def test_a_grown_model_and_its_encoder_are_loaded_too(trained, tmp_path):
+    """A model with one more class, one of codes from a part of the modalities, and an encoder learned afterwards."""
+    mdata, samples, model = trained
+    test = mdata[samples.rows("test").numpy()].copy()
+    grown = inference.add_class(model, test, "site")
+    models.save(grown, tmp_path / "grown")
+    again = models.load(tmp_path / "grown")
+    assert again.prior.parts["site"].n_components == 3
+    np.testing.assert_array_equal(tasks.embed(again, test), tasks.embed(grown, test))
+    alone = inference.infer(model, test, modalities=["rna"])
+    models.save(alone, tmp_path / "alone")
+    np.testing.assert_array_equal(tasks.embed(models.load(tmp_path / "alone"), test), tasks.embed(alone, test))
+    reader = inference.amortised(model, mdata, hidden=(8,), modalities=["rna"], epochs=1, batch_size=64)
+    models.save(reader, tmp_path / "reader")
+    np.testing.assert_array_equal(tasks.embed(models.load(tmp_path / "reader"), test), tasks.embed(reader, test))
+
+
+def test_a_start_must_not_know_what_codes_must_not_see(trained):
+    mdata, samples, model = trained
+    both = inference.amortised(model, mdata, hidden=(8,), epochs=1, batch_size=64)
+    with pytest.raises(
+        ValueError, match="the encoder to start from reads 'atac', and codes are to be found from 'rna'"
+    ):
+        inference.infer(model, samples, "test", modalities=["rna"], start=both)
+
+
+def test_other_features_are_noticed(trained):
+    """By name and order, where a model is trained further, read from, or given new samples."""
+    mdata, _, model = trained
+    turned = mdata.copy()
+    turned.mod["rna"] = turned["rna"][:, ::-1].copy()
+    with pytest.raises(
+        ValueError, match="on the same features in another order of modality 'rna': put the data in its"
+    ):
+        inference.infer(model, turned, "test")
+    with pytest.raises(ValueError, match="in another order"):
+        tasks.embed(model, turned, "train")
+    renamed = mdata.copy()
+    renamed["rna"].var_names = [f"x{k}" for k in range(renamed["rna"].n_vars)]
+    with pytest.raises(ValueError, match="on 40 other features, such as 'rna0', 'rna1', 'rna2'"):
+        training.fit(model, Samples(renamed, "cpu", covariates=["site"]), epochs=1)
+
+
+def test_unsuitable_data_are_named(trained):
+    mdata, samples, model = trained
+    with pytest.raises(ValueError, match=r"no sample is in split 'tset'; did you mean 'test'\?"):
+        inference.infer(model, samples, "tset")
+    with pytest.raises(ValueError, match=r"has a code for each of 500 samples, and the data have \d+: build it with"):
+        training.fit(model, mdata[:400].copy(), epochs=1)
+    nameless = mdata.copy()
+    del nameless.uns["dataset"]
+    with pytest.raises(ValueError, match="do not say that it holds counts: load them by"):
+        inference.infer(model, nameless, "test")
+    with pytest.raises(ValueError, match="pass a MuData, not AnnData"):
+        inference.infer(model, mdata["rna"])
+    with pytest.raises(ValueError, match="covariate 'site' did not come with the data"):
+        start_covariates(model, Samples(mdata, "cpu"))
+
+
+def test_bf16_trains_counts_too(trained):
+    _, samples, _ = trained
+    small = models.multidgd(samples.n_vars, len(samples), 2, 2, samples.n_classes, hidden=(8,), branch=())
+    history = training.fit(small, samples, epochs=2, batch_size=64, precision="bf16")
+    assert np.isfinite(history["value"]).all()

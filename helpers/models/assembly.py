@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from helpers.batches import Batch, Samples
-from helpers.encoders import Posterior
+from helpers.encoders import LearnedCodes, Posterior
 from helpers.likelihoods import log_likelihood
 from helpers.penalties import ClassCentres, Latent, nll_from
+from helpers.wording import few
 
 Fuse = Callable[[Sequence[Posterior], Tensor], tuple[Posterior, Tensor]]
 Penalty = Callable[[Latent], Tensor | Mapping[str, Tensor]]
@@ -45,6 +46,8 @@ class Model(nn.Module):
         self.fuse, self.prior, self.penalties = fuse, prior, dict(penalties or {})
         self.reconstruct = reconstruct or everything
         self.trained = nn.ModuleDict({k: v for k, v in self.penalties.items() if isinstance(v, nn.Module)})
+        self.recipe: dict = {"name": "", "arguments": {}}  # how to build it again (`storage.recipe`)
+        self.features: dict[str, list[str]] = {}  # modality -> names, once it is trained
 
     def train(self, mode: bool = True) -> Model:
         """As of every module, but parts of which nothing is trained stay as in evaluation: their batch norms keep."""
@@ -98,13 +101,41 @@ class Model(nn.Module):
         return {f"nll/{m}": value.mean() for m, value in floor.items()}
 
     def check(self, samples: Samples) -> None:
-        """Raise `ValueError` on data from which separate latent spaces could not be made one (`check_linked`)."""
+        """Raise `ValueError` on data that cannot train it: of another number of samples than it has codes for, with
+        other features than it was trained on before, or where nothing makes latent spaces one (`check_linked`).
+        """
+        self.check_features(samples)
+        for encoder in self.encoders:
+            if isinstance(encoder, LearnedCodes) and encoder.n_obs != len(samples):
+                raise ValueError(
+                    f"the model has a code for each of {encoder.n_obs} samples, and the data have {len(samples)}: "
+                    "build it with n_obs=len(samples), all splits"
+                )
         for penalty in self.penalties.values():
             if isinstance(penalty, ClassCentres) and penalty.column not in samples.covariates:
                 needed = f"Samples(mdata, covariates=[{penalty.column!r}])"
                 raise ValueError(f"class centres need the column {penalty.column!r}: give training.fit {needed}")
         if self.reconstruct is own and len(self.encoders) > 1:
             check_linked(samples, [e.modalities for e in self.encoders], self.penalties)
+
+    def check_features(self, samples: Samples) -> None:
+        """Raise `ValueError` where features are not those that the model was trained on, by name and order."""
+        for m, names in self.features.items():
+            if m not in samples.features or list(samples.features[m]) == names:
+                continue
+            if {*names} == {*samples.features[m]}:
+                what = "the same features in another order"
+            else:
+                what = f"{len(names)} other features, such as {few(names[:3])}"
+            raise ValueError(
+                f"the model was trained on {what} of modality {m!r}: put the data in its order, "
+                f"mdata[{m!r}][:, model.features[{m!r}]], prepared as those it was trained on"
+            )
+
+    def like(self, other: Model) -> Model:
+        """The model, with what another knows about its recipe and features."""
+        self.recipe, self.features = other.recipe, other.features
+        return self
 
     @property
     def likelihoods(self) -> dict[str, type[Distribution]]:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from helpers import fusion, penalties
 from helpers.decoders import DenseDecoder, GaussianHead, NegativeBinomialHead, rectified
-from helpers.encoders import LearnedCodes
+from helpers.encoders import DenseEncoder, LearnedCodes
 from helpers.models.assembly import Model, Penalty
-from helpers.models.storage import recipe
+from helpers.models.storage import RECIPES, recipe
 from helpers.models.vae import Head
 from helpers.models.xmodalix import Shape, image_decoder
 from helpers.penalties import Latent
@@ -144,7 +145,15 @@ def start_at(
     `labels` [n_obs]: classes, −1 where unknown, that components should stand for (`samples.covariates[column]`).
     Raises `ValueError` for codes that are not finite or all the same. Introduced in notebook 05.
     """
+    if not parts_of(model.prior):
+        raise ValueError(
+            "the model's prior has no components to start: use models.dgd, models.scdgd or models.multidgd"
+        )
     place, mixture = parts_of(model.prior)[BASAL]
+    if labels is not None and int(labels.max()) >= mixture.n_components:
+        raise ValueError(
+            f"{int(labels.max()) + 1} classes need as many components, and there are {mixture.n_components}"
+        )
     codes = torch.as_tensor(z, dtype=torch.float32, device=mixture.mean.device)
     rows = torch.arange(len(codes)) if rows is None else rows
     fitted = codes[rows.to(codes.device)]
@@ -210,3 +219,22 @@ def without_encoder(
     )
     together.body = rectified(widths)
     return [together, *pictures.values()]
+
+
+def reader_for(model: Model, n_vars: Mapping[str, int], hidden: Sequence[int] = (100,)) -> DenseEncoder:
+    """An untrained encoder that reads `n_vars` (modality -> features; log(1 + x) of counts) into a model's codes.
+
+    Introduced in notebook 05.
+    """
+    counted = [m for m in n_vars if model.likelihoods[m].support is constraints.nonnegative_integer]
+    logs, codes = dict.fromkeys(counted, torch.log1p), model.encoders[0]
+    return DenseEncoder(n_vars, codes.n_latent, hidden, stochastic=codes.stochastic, transform=logs)
+
+
+@recipe
+def with_encoder(base: str, given: Mapping[str, object], n_vars: Mapping[str, int], hidden: Sequence[int]) -> Model:
+    """The model of recipe `base`, called with the arguments `given`, with an encoder in place of its codes: what
+    `inference.amortised` returns, to be loaded from a file. Introduced in notebook 05.
+    """
+    like = RECIPES[base](**given)
+    return Model([reader_for(like, n_vars, hidden)], like.fuse, like.prior, like.decoders, like.penalties)

@@ -50,8 +50,10 @@ def multidgd(
     15:10031). Introduced in notebook 06.
     """
     given, shared = dict(covariates or {}), n_train or n_obs
-    if wrong := [name for name, n in given.items() if name == BASAL or n < 2]:
-        raise ValueError(f"covariate {wrong[0]!r} must have two classes or more, and not be called {BASAL!r}")
+    if BASAL in given:
+        raise ValueError(f"a covariate cannot be called {BASAL!r}, the name of the rest of the code: rename its column")
+    if alone := [name for name, n in given.items() if n < 2]:
+        raise ValueError(f"covariate {alone[0]!r} must have two classes or more: leave it out")
     basal = prior or GaussianMixture(n_latent, n_components, spread=shared**-0.5)
     wide = {"covariance": "isotropic", "alpha": 2.0, "spread": shared**-0.5}
     parts = {BASAL: basal} | {name: GaussianMixture(N_COVARIATE, n, **wide) for name, n in given.items()}
@@ -76,7 +78,11 @@ def start_covariates(model: Model, samples: Samples) -> Model:
     for name, (place, mixture) in parts_of(model.prior).items():
         if name == BASAL:
             continue
-        code = samples.covariates[name][train]
+        if name not in samples.covariates:
+            raise ValueError(
+                f"covariate {name!r} did not come with the data: give Samples(mdata, covariates=[{name!r}])"
+            )
+        code = samples.covariates[name].to(table.device)[train]
         table[:, place] = mixture.mean.mean(0)
         table[train, place] = torch.where((code >= 0)[:, None], mixture.mean[code.clamp(min=0)], mixture.mean.mean(0))
     return model

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from helpers import decoders
@@ -39,13 +40,13 @@ def save(model: Model, path: str | Path, codes: bool = True) -> None:
     model that no recipe built, or one with arguments that a file cannot hold (functions, objects), the file holds the
     weights only, and `load(path, model)` takes them. Introduced in notebook 06.
     """
-    made = model.recipe if hasattr(model, "recipe") else {"name": "", "arguments": {}}
-    arguments = {name: written(value) for name, value in made["arguments"].items()}
+    arguments = {name: written(value) for name, value in model.recipe["arguments"].items()}
     state, tables = model.state_dict(), tables_of(model)
-    sizes = {name: table.n_obs if codes else 0 for name, table in tables.items()}
+    kept = {name: [table.n_obs if codes else 0, *table.modalities] for name, table in tables.items()}
     for name in tables if not codes else ():
         state |= {key: value[:0] for key, value in state.items() if key.startswith(f"{name}.")}
-    write_checkpoint(Path(path), {"recipe": made["name"], "arguments": arguments, "codes": sizes}, state)
+    header = {"recipe": model.recipe["name"], "arguments": arguments, "codes": kept, "features": model.features}
+    write_checkpoint(Path(path), header, state)
 
 
 def load(path: str | Path, model: Model | None = None) -> Model:
@@ -58,7 +59,10 @@ def load(path: str | Path, model: Model | None = None) -> Model:
     if model is None:
         model = built(path, header)
     for name, table in tables_of(model).items():
-        table.resize(header.get("codes", {}).get(name, table.n_obs))
+        n_obs, *modalities = header.get("codes", {}).get(name, [table.n_obs, *table.modalities])
+        table.resize(n_obs)
+        table.modalities = tuple(modalities)
+    model.features = header.get("features", {})
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -83,6 +87,7 @@ class Unwritten:
 
 def written(value: Any) -> Any:
     """An argument as JSON; classes of heads by their names, {"?": …} where it has no such form."""
+    value = value.item() if isinstance(value, np.generic) else value
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, Mapping):
