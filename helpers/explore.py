@@ -13,8 +13,10 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from helpers.code_plots import markers_and_cells
 from helpers.plots import HEIGHT, MODALITY, PALETTE, WIDTH
 from helpers.term_plots import shortened
+from helpers.track_plots import locus
 from helpers.translation_plots import as_colours, mosaic, spaced, written
 from helpers.wording import few
 
@@ -92,6 +94,42 @@ def translator(
         return walk_step(names.index(name), profiles, frames, shape, f"{label}: {name}")
 
     return slider(label, names, draw, names[start])
+
+
+def components(
+    markers: Mapping[str, pd.DataFrame], cells: Mapping[str, Mapping[str, pd.DataFrame]], label: str = "component"
+) -> Any:
+    """A menu of components: choose one, and see its marker genes and cells of it, generated beside measured ones.
+
+    `markers`: name of the component -> table of `components.markers`; `cells`: the same names -> name -> counts
+    [n_cells, n_genes], as for `code_plots.markers_and_cells`, which draws them. The menu works by keyboard. Headless,
+    the first component. Raises ValueError where the names differ or there are none. Introduced in notebook 05.
+    """
+    if not markers or set(markers) != set(cells):
+        raise ValueError(f"components: markers of {few(markers)} and cells of {few(cells)}; both are needed of each")
+    return choose({label: list(markers)}, lambda name: markers_and_cells(markers[name], cells[name], f"{label} {name}"))
+
+
+def links(
+    effects: pd.DataFrame, genes: pd.DataFrame, known: pd.DataFrame | None = None, label: str = "effect of silencing"
+) -> Any:
+    """Choose a gene and a cell type, and see the effects on the peaks around its TSS (`track_plots.track`).
+
+    `effects`: gene, peak, group, score, distance, a row each (`cis.silenced`); `genes`: the table of genes, whose
+    `strand` points the arrow; `known`: gene, peak, and where it is known types (";"-joined), links to be marked.
+    Headless, the first gene in up to three types. Raises ValueError for a table without rows.
+    Introduced in notebook 06.
+    """
+    if effects.empty:
+        raise ValueError("links: there are no effects to show; choose genes with peaks around them")
+    names = list(dict.fromkeys(effects["gene"].astype(str)))
+    types = list(dict.fromkeys(effects["group"].astype(str)))
+    if is_headless():
+        fig = locus(effects, names[0], types[:3], genes, known, label)
+        plt.close(fig)
+        return fig
+    draw = functools.partial(locus, effects, genes=genes, known=known, label=label)
+    return choose({"gene": names, "cell type": types}, lambda gene, group: draw(gene, [group]))
 
 
 def is_headless() -> bool:

@@ -329,8 +329,7 @@ def perturb(
         raise ValueError(
             f"no cell has a count of {few(data[source].var_names[columns.cpu().numpy()])}: expressing=False"
         )
-    log2 = np.log(2) if positive(model.likelihoods[source]) else 1.0
-    far = {"reached": float(torch.cat(reached).mean()) / log2}
+    far = {"reached": float(torch.cat(reached).mean()) / (np.log(2) if positive(model.likelihoods[source]) else 1.0)}
     if by is None:
         at, before, after = map(np.concatenate, zip(*pieces, strict=True))
         return effects(before, after, data.obs.iloc[cells.rows[at].numpy()].copy(), data, target, model, far)

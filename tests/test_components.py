@@ -135,7 +135,9 @@ def test_a_start_knows_how_wide_codes_lie():
     assert float(prior.sd) == pytest.approx(0.7, rel=0.03)
     fixed = GaussianMixture(4, 3, "fixed", sd=0.3)
     fixed.start_at(torch.from_numpy(z).float())
-    assert float(fixed.sd) == pytest.approx(0.3) and torch.allclose(torch.exp(-0.5 * fixed.neg_log_var), torch.tensor(0.3))
+    assert float(fixed.sd) == pytest.approx(0.3) and torch.allclose(
+        torch.exp(-0.5 * fixed.neg_log_var), torch.tensor(0.3)
+    )
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
