@@ -25,7 +25,6 @@ from pathlib import Path
 import mudata
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
@@ -64,6 +63,7 @@ class Setting:
 CITESEQ = Setting(n_latent=40, epochs=30)
 PROTEIN = Setting(n_latent=40, branch=(100,), epochs=25)
 SNARE = Setting(n_latent=30, n_components=14, epochs=10, batch_size=256, lr=4e-3, weight_decay=0.3)
+ALONE = Setting(n_latent=20, n_components=14, epochs=60, lr=2e-3)  # RNA of the mouse cortex by itself
 
 
 # ---------------------------------------------------------------- data
@@ -138,25 +138,6 @@ def ranking(predict: Predictor, samples: Samples) -> dict[str, float]:
     return dict(zip(("auprc", "auroc"), np.mean(scores, axis=0).tolist(), strict=True))
 
 
-def leiden(z: np.ndarray, resolution: float, seed: int = 0, k: int = 15) -> np.ndarray:
-    """Leiden communities [n] of codes z [n, d]: graph of k nearest neighbours, weighted by the Jaccard index of shared
-    ones (1/15 or more), modularity.
-    """
-    import random
-
-    import igraph
-    from sklearn.neighbors import kneighbors_graph
-
-    near = kneighbors_graph(z, k + 1, include_self=True)
-    shared = sp.triu(near @ near.T, 1).tocoo()
-    jaccard = shared.data / (2 * (k + 1) - shared.data)
-    kept = jaccard >= 1 / 15
-    graph = igraph.Graph(len(z), np.column_stack([shared.row, shared.col])[kept].tolist())
-    random.seed(seed)  # igraph draws from Python's generator
-    weights = jaccard[kept].tolist()
-    return np.array(graph.community_leiden("modularity", weights=weights, resolution=resolution).membership)
-
-
 def clusters(z: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int = 0) -> dict[str, float]:
     """NMI and ARI of Leiden communities of all cells against known labels (None: unknown), of all and of test cells.
     The resolution is the one of the best NMI of all cells, as is usual: labels choose it, for every method alike.
@@ -165,7 +146,7 @@ def clusters(z: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int = 0)
 
     known, found = labels != None, []  # noqa: E711, elementwise
     y = labels[known].astype(str)
-    own = [leiden(z[known], resolution, seed) for resolution in RESOLUTIONS]
+    own = [components.communities(z[known], seed, 16, resolution) for resolution in RESOLUTIONS]
     for c in own:
         some = test[known]
         each = {"NMI": normalized_mutual_info_score(y, c), "NMI test": normalized_mutual_info_score(y[some], c[some])}
@@ -288,7 +269,19 @@ def snare(folder: Path, seeds: int) -> list[dict]:
         own = clusters(codes_of(model, samples), labels, test, seed)
         found.append(fit_of(predict, samples) | ranking(predict, samples) | own)
         print("snare", seed, found[-1], flush=True)
-    return [*rows, summary("snare", "multiDGD", found)]
+    rows.append(summary("snare", "multiDGD", found))
+    rna, found = Samples(datasets.only(mdata, ["rna"]), "cpu"), []
+    start = components.pca_codes(rna, ALONE.n_latent)
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        sizes = (rna.n_vars, len(rna), ALONE.n_latent, ALONE.n_components, ALONE.hidden)
+        model = start_at(models.scdgd(*sizes, n_train=len(rna.rows("train"))), start, rna.rows("train"), seed=seed)
+        training.fit(model, rna, seed=seed, **ALONE.training())
+        model = inference.infer(model, rna, "test", tolerance=TOLERANCE, seed=seed)
+        own = clusters(codes_of(model, rna), labels, test, seed)
+        found.append(fit_of(multimodal.predictor(model), rna) | own)
+        print("snare, RNA alone", seed, found[-1], flush=True)
+    return [*rows, summary("snare", "scDGD, RNA alone", found)]
 
 
 def snare_given(folder: Path) -> tuple[mudata.MuData, Samples, dict[str, np.ndarray]]:

@@ -74,7 +74,7 @@ class Lease:
         return torch.empty(like.numel(), dtype=like.dtype, device=like.device)
 
     def __del__(self) -> None:
-        if self.flat and self.flat[0].device.type == "cpu":
+        if getattr(self, "flat", None) and self.flat[0].device.type == "cpu":
             self.free += self.flat
             while sum(flat.nbytes for flat in self.free) > KEPT:
                 self.free.pop(0)

@@ -183,6 +183,7 @@ def read(model: Model, data: mudata.MuData, modalities: Sequence[str], by: str |
     check_names(model, data, modalities, by)
     model.eval()
     samples = Samples(data, next(model.parameters()).device)
+    model.check_features(samples)
     rows = torch.arange(len(samples)) if split is None else samples.rows(split).cpu()
     if by is not None:
         rows = rows[torch.from_numpy(data.obs[by].notna().to_numpy())[rows]]
@@ -322,7 +323,7 @@ def perturb(
         wanted, moved = aim(model, z, batch, source, columns, fold, cells, at), z
         for _ in range(n_steps):
             moved = step(model, moved, wanted)
-        reached.append((response(model.decode(moved)[source]) - response(model.decode(z)[source]))[:, columns])
+        reached.append(went(model, z, moved, source, columns))
         before, after = (expected(model, each, target).cpu().numpy() for each in (z, moved))
         pieces.append((at.numpy(), before, after) if by is None else summed(cells.group[at], before, after, n))
     if not sum(len(at) if by is None else at.sum() for at, *_ in pieces):
@@ -337,6 +338,16 @@ def perturb(
     some = np.flatnonzero(n_cells)
     obs = pd.DataFrame({"n_cells": n_cells[some]}, index=pd.Index(np.array(cells.names)[some], dtype=str))
     return effects(*(total[some] / n_cells[some, None] for total in totals), obs, data, target, model, far)
+
+
+@torch.no_grad()
+def went(model: Model, z: Tensor, moved: Tensor, source: str, columns: Tensor) -> Tensor:
+    """How far the genes themselves went from codes z to `moved`, in the units of `response`: [n_cells, n_genes].
+
+    Introduced in notebook 06.
+    """
+    a, b = (response(model.decode(each, only=source)[source])[:, columns] for each in (z, moved))
+    return b - a
 
 
 def summed(group: Tensor, before: np.ndarray, after: np.ndarray, n_groups: int) -> tuple[np.ndarray, ...]:

@@ -177,6 +177,7 @@ def impute(model: Model, mdata: mudata.MuData, batch_size: int = 4096) -> mudata
     model knows was measured. Introduced in notebook 04.
     """
     samples = Samples(mdata, next(model.parameters()).device)
+    model.check_features(samples)
     known = [m for m in model.likelihoods if m in mdata.mod]
     has = np.any([mdata.obs_names.isin(mdata[m].obs_names) for m in known], axis=0)
     if not has.all():

@@ -50,8 +50,10 @@ def multidgd(
     15:10031). Introduced in notebook 06.
     """
     given, shared = dict(covariates or {}), n_train or n_obs
-    if BASAL in given:
-        raise ValueError(f"a covariate cannot be called {BASAL!r}, the name of the rest of the code: rename its column")
+    if taken := [name for name in given if name in (BASAL, "codes", "mixture")]:
+        raise ValueError(
+            f"a covariate cannot be called {taken[0]!r}, a name with a meaning of its own: rename its column"
+        )
     if alone := [name for name, n in given.items() if n < 2]:
         raise ValueError(f"covariate {alone[0]!r} must have two classes or more: leave it out")
     basal = prior or GaussianMixture(n_latent, n_components, spread=shared**-0.5)
