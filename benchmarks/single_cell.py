@@ -25,6 +25,7 @@ from pathlib import Path
 import mudata
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
