@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import mudata
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from helpers import claims, links, multiome, perturbation
 from helpers.models import Model
@@ -38,6 +39,28 @@ def known_links(mdata: mudata.MuData) -> pd.DataFrame:
     owner = mdata["atac"].var["gene"].dropna().astype(str)
     owner = owner[owner.isin(mdata["rna"].var_names)]
     return pd.DataFrame({"gene": owner.to_numpy(), "peak": owner.index.to_numpy(str)})
+
+
+def variable_genes(data: mudata.MuData, n: int) -> list[str]:
+    """The n genes whose shares of a cell's counts vary most for their mean. Introduced in notebook 06."""
+    x = sp.csr_matrix(data["rna"].X, dtype=float)
+    share = sp.diags(1e4 / np.maximum(np.asarray(x.sum(1)).ravel(), 1)) @ x
+    mean, square = (np.asarray(each.mean(0)).ravel() for each in (share, share.multiply(share)))
+    order = np.argsort(-(square - mean**2) / np.maximum(mean, 1e-12), kind="stable")
+    return [str(name) for name in data["rna"].var_names[order[:n]]]
+
+
+def genes_to_ask(data: mudata.MuData, truth: pd.DataFrame, n: int) -> list[str]:
+    """Up to n genes whose peaks are worth a look: those with known links, or else the most variable ones that have
+    coordinates; none where peaks have none. Introduced in notebook 06.
+    """
+    if len(truth):
+        return list(dict.fromkeys(truth["gene"]))[:n]
+    placed = "atac" in data.mod and {"chromosome", "start", "end"} <= {*data["atac"].var}
+    if not placed or not {"chromosome", "tss"} <= {*data["rna"].var}:
+        return []
+    known = data["rna"].var[["chromosome", "tss"]].notna().all(axis=1)
+    return [gene for gene in variable_genes(data, data["rna"].n_vars) if known[gene]][:n]
 
 
 def silenced(
@@ -98,6 +121,8 @@ def agreement(tables: Mapping[str, pd.DataFrame], truth: pd.DataFrame) -> pd.Dat
 
     Introduced in notebook 06.
     """
+    if truth.empty:
+        return pd.DataFrame(columns=["method", "kind", "auroc"])
     rows = []
     for name, table in tables.items():
         each = {"method": name, "kind": "control" if name in CONTROLS else "model"}

@@ -250,6 +250,9 @@ def link_scores(ax: Axes, table: pd.DataFrame, controls: Sequence[str] = ()) -> 
 
     Introduced in notebook 06.
     """
+    if table.empty:
+        ax.text(0.5, 0.5, "no links are known", ha="center", va="center", transform=ax.transAxes)
+        return ax.set_axis_off() or ax
     marks = {
         name: mark for name, mark in zip(("auroc", "right type", "wrong type"), "os^", strict=True) if name in table
     }

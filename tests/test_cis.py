@@ -151,3 +151,19 @@ def test_verdicts_follow_from_their_tables():
     assert cis.verdict_on_links(both)["verdict"] == "holds"
     assert cis.verdict_on_factors(pd.DataFrame())["verdict"] == "cannot be tested"
     assert cis.verdict_on_factors(pd.DataFrame({"right": [True, True]}))["verdict"] == "holds"
+
+
+def test_without_known_links_variable_genes_with_a_place_are_asked():
+    """A gene that varies comes first, one without coordinates is left out, and known links come before all."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(20, size=(60, 5)).astype(float)
+    x[:30, 3], x[:30, 1] = 0, 5
+    mdata = build({"rna": x, "atac": np.ones((60, 4))}, kinds={"rna": "counts", "atac": "counts"})
+    assert cis.variable_genes(mdata, 2) == ["rna3", "rna1"]
+    nothing = pd.DataFrame(columns=["gene", "peak"])
+    assert cis.genes_to_ask(mdata, nothing, 3) == []
+    mdata["rna"].var["chromosome"], mdata["rna"].var["tss"] = "chr1", [1.0, 2.0, 3.0, np.nan, 5.0]
+    mdata["atac"].var["chromosome"], mdata["atac"].var["start"], mdata["atac"].var["end"] = "chr1", 1, 9
+    assert cis.genes_to_ask(mdata, nothing, 2)[0] == "rna1" and "rna3" not in cis.genes_to_ask(mdata, nothing, 5)
+    assert cis.genes_to_ask(mdata, pd.DataFrame({"gene": ["rna4", "rna4"], "peak": ["a", "b"]}), 3) == ["rna4"]
+    assert cis.agreement({"nearness": nothing}, nothing).empty
