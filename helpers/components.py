@@ -19,7 +19,7 @@ from helpers.decoders import NegativeBinomialHead
 from helpers.encoders import DenseEncoder
 from helpers.models import Model
 from helpers.models.dgd import start_at, without_encoder
-from helpers.priors import GaussianMixture, StandardNormal
+from helpers.priors import BASAL, GaussianMixture, StandardNormal, parts_of
 from helpers.wording import closest, few
 
 Data = Samples | mudata.MuData
@@ -194,11 +194,10 @@ def mixture_of(model: Model, z: np.ndarray | None = None) -> tuple[GaussianMixtu
 
     Of several priors (`priors.Together`) the basal one. Raises `ValueError` without one. Introduced in notebook 05.
     """
-    parts = getattr(model.prior, "parts", None)
-    prior = model.prior if parts is None else parts["basal"]
-    if not isinstance(prior, GaussianMixture):
+    parts = parts_of(model.prior)
+    if BASAL not in parts:
         raise ValueError("the model's prior has no components: use models.dgd, models.scdgd or models.multidgd")
-    at = slice(None) if parts is None else model.prior.place["basal"]
+    at, prior = parts[BASAL]
     return prior, at if z is None else z[:, at]
 
 

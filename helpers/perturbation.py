@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from helpers.batches import Batch, Samples
 from helpers.models import Model
+from helpers.priors import BASAL, parts_of
 from helpers.wording import closest, few
 
 CHANGES = {"silence": 0.0, "activate": 2.0}  # as multiples of the expected value
@@ -218,11 +219,7 @@ def codes(model: Model, batch: Batch) -> Tensor:
 
 def moving_part(model: Model) -> tuple[slice, nn.Module]:
     """The latent dimensions that are not a covariate's, and their prior."""
-    parts = getattr(model.prior, "parts", None)
-    if parts is None:
-        return slice(None), model.prior
-    name = "basal" if "basal" in parts else next(iter(parts))
-    return model.prior.place[name], parts[name]
+    return parts_of(model.prior).get(BASAL, (slice(None), model.prior))
 
 
 def within(z: Tensor, group: Tensor, n_groups: int) -> Tensor:
