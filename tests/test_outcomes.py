@@ -67,7 +67,7 @@ def test_auc_is_that_of_scikit_learn_and_of_metrics(ties):
     if ties:
         score = np.round(score * 4) / 4
         score /= score.sum(axis=1, keepdims=True)
-        theirs = metrics._pairwise_auc(y, score, np.array(list("abcd")))
+        theirs = metrics.quality._pairwise_auc(y, score, np.array(list("abcd")))
     else:
         theirs = roc_auc_score(y, score, multi_class="ovo", average="macro")
     ours = learners.pairwise_auc(y, score, np.array(list("abcd")), ones(90))
@@ -81,7 +81,7 @@ def test_auc_is_that_of_scikit_learn_and_of_metrics(ties):
 def test_auc_is_over_classes_that_train_and_test_share():
     y, score, classes = rng(0).choice(list("abx"), 60), rng(1).random((60, 3)), np.array(list("abc"))
     shared = np.isin(y, ["a", "b"])
-    expected = metrics._pairwise_auc(y[shared], score[shared][:, :2], classes[:2])
+    expected = metrics.quality._pairwise_auc(y[shared], score[shared][:, :2], classes[:2])
     assert learners.pairwise_auc(y, score, classes, ones(60)) == pytest.approx(expected)
     assert np.isnan(learners.pairwise_auc(np.repeat("a", 60), score, classes, ones(60))).all()
 
@@ -95,7 +95,7 @@ def test_a_weight_counts_a_sample_so_many_times(kind):
         if kind == "classification":
             y, score = np.resize(list("abc"), n), np.round(rng(0).random((n, 3)), 1)
             ours = learners.pairwise_auc(y, score, np.array(list("abc")), row[None])
-            theirs = metrics._pairwise_auc(y[rows], score[rows], np.array(list("abc")))
+            theirs = metrics.quality._pairwise_auc(y[rows], score[rows], np.array(list("abc")))
         elif kind == "regression":
             y, guess = rng(0).normal(size=(2, n))
             ours = learners._regression(y, learners.Prediction(guess, None, True), row[None])["r2"][0]
