@@ -153,6 +153,26 @@ class DenseDecoder(nn.Module):
         return {name: head(h, library.get(name)) for name, head in self.heads.items()}
 
 
+class SumDecoder(nn.Module):
+    """Adds up some blocks of z, all of one size, and decodes the sum: z [batch, …] -> dict modality -> distribution.
+
+    `blocks`: their places in z. `decoder` takes z [batch, n_latent]. Source: MIMA, where the shared, the modality's own
+    and the batch's latents are "summed up and passed through" the decoder. Introduced in notebook 07.
+    """
+
+    def __init__(self, blocks: Sequence[slice], decoder: nn.Module):
+        super().__init__()
+        self.blocks, self.decoder = tuple(blocks), decoder
+
+    @property
+    def heads(self) -> nn.ModuleDict:
+        """Modality -> head."""
+        return self.decoder.heads
+
+    def forward(self, z: Tensor, library: Mapping[str, Tensor]) -> dict[str, Distribution]:
+        return self.decoder(torch.stack([z[..., block] for block in self.blocks]).sum(0), library)
+
+
 class OntologyDecoder(nn.Module):
     """z -> terms, level by level along an ontology's links -> one head per modality that sees its own terms only.
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from helpers.batches import Batch, Counts
-from helpers.layers import Convolution, dense_stack, linear
+from helpers.batches import Batch, Counts, Samples
+from helpers.layers import Convolution, Dropout, dense_stack, linear
 from helpers.wording import few
 
 # Adam for codes and mixtures: β as published, since each code is met once per epoch; no weight decay
@@ -117,6 +117,123 @@ class ImageEncoder(nn.Module):
         x = disturbed(batch.x[self.modalities[0]], self.noise * self.training)
         out = self.head(torch.cat([self.body(x), x], -1) if self.skip else self.body(x))
         return Posterior(*out.chunk(2, -1)) if self.stochastic else Posterior(out, None)
+
+
+class PartsEncoder(nn.Module):
+    """Reads one modality and says three things, side by side: a `Posterior` [batch, 3 n_latent].
+
+    [shared | own | batch]: what all modalities may know, what this one alone knows, and what is due to the batch. The
+    first two are read from the dense blocks; the last is `of_batch(n_in)`, `BatchTable` or `BatchHeads`. `n_batches`
+    tells the encoder which of so many batches (`batch.covariates[column]`) a sample is from, beside its values, so that
+    it can take off what it knows of a batch; without it the encoder is blind. `latent_dropout` acts on what the latent
+    layer reads. Source: MIMA, Methods, Model training. Introduced in notebook 07.
+    """
+
+    stochastic = True
+
+    def __init__(
+        self,
+        modality: str,
+        n_vars: int,
+        n_latent: int,
+        hidden: Sequence[int],
+        of_batch: Callable[[int], nn.Module],
+        column: str,
+        n_batches: int = 0,
+        dropout: float = 0.1,
+        latent_dropout: float = 0.3,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        self.modalities, self.n_latent = (modality,), 3 * n_latent
+        self.column, self.n_batches, self.transform = column, n_batches, transform
+        self.body = dense_stack([n_vars + n_batches, *hidden], dropout)
+        n_in = [n_vars + n_batches, *hidden][-1]
+        self.dropout, self.head, self.of_batch = Dropout(latent_dropout), linear(n_in, 4 * n_latent), of_batch(n_in)
+
+    def check(self, samples: Samples) -> None:
+        """Raise `ValueError` for samples whose batches it cannot know."""
+        n, column = len(self.of_batch.centres), self.column
+        if column not in samples.covariates:
+            raise ValueError(f"batches are in {column!r}: give training.fit Samples(mdata, covariates=[{column!r}])")
+        if int(samples.covariates[column].max()) >= n:
+            there = len(samples.categories[column])
+            raise ValueError(
+                f"the model has {n} batches, the data {there}: build it with batches={{{column!r}: {there}}}"
+            )
+
+    def forward(self, batch: Batch) -> Posterior:
+        """Values `batch.x[modality]` [batch, n_vars] -> posterior [batch, 3 n_latent]."""
+        if self.column not in batch.covariates:
+            needed = f"Samples(mdata, covariates=[{self.column!r}])"
+            raise ValueError(f"the model reads batches from {self.column!r}: use helpers.latents, or pass {needed}")
+        x, code = batch.x[self.modalities[0]], batch.covariates[self.column]
+        x = x if self.transform is None else self.transform(x)
+        if self.n_batches:
+            x = torch.cat([x, one_hot(code, self.n_batches)], -1)
+        h = self.dropout(self.body(x))
+        mean, logvar = self.head(h).chunk(2, -1)
+        q = self.of_batch(h, code)
+        return Posterior(torch.cat([mean, q.mean], -1), torch.cat([logvar, q.logvar], -1))
+
+
+class BatchTable(nn.Module):
+    """One Gaussian per batch, the same for all of its samples, so that nothing else can be told by it.
+
+    The means of the batches met in training are kept centred: a latent of zero stands for the average batch, and for a
+    batch never met. Samples without a batch (code −1) are N(0, I). Introduced in notebook 07.
+    """
+
+    def __init__(self, n_batches: int, n_latent: int):
+        super().__init__()
+        self.mean = nn.Parameter(0.1 * torch.randn(n_batches, n_latent))
+        self.logvar = nn.Parameter(torch.full((n_batches, n_latent), -4.0))
+        self.register_buffer("met", torch.zeros(n_batches, 1))
+
+    @property
+    def centres(self) -> Tensor:
+        """Where the batches are, [n_batches, n_latent]."""
+        return self.met * (self.mean - (self.met * self.mean).sum(0) / self.met.sum().clamp(min=1))
+
+    def forward(self, h: Tensor, code: Tensor) -> Posterior:
+        """Codes [batch] -> posterior [batch, n_latent]; `h` is not read."""
+        if self.training:
+            self.met[code[code >= 0]] = 1.0
+        known = (code >= 0)[:, None]
+        return Posterior(self.centres[code.clamp(min=0)] * known, self.logvar[code.clamp(min=0)] * known)
+
+
+class BatchHeads(nn.Module):
+    """A latent layer for every batch, which reads a sample as the other latents do: the paper's "separate latent space
+    for each sample" as we read it.
+
+    `centres` are running means per batch. Samples without a batch (code −1) are N(0, I). Introduced in notebook 07.
+    """
+
+    def __init__(self, n_in: int, n_batches: int, n_latent: int, momentum: float = 0.9):
+        super().__init__()
+        self.layer, self.n_latent, self.momentum = linear(n_in, n_batches * 2 * n_latent), n_latent, momentum
+        self.register_buffer("centres", torch.zeros(n_batches, n_latent))
+
+    def forward(self, h: Tensor, code: Tensor) -> Posterior:
+        """Hidden features [batch, n_in] and codes [batch] -> posterior [batch, n_latent]."""
+        all_of_them = self.layer(h).view(len(h), -1, 2 * self.n_latent)
+        chosen = all_of_them[torch.arange(len(h), device=h.device), code.clamp(min=0)] * (code >= 0)[:, None]
+        q = Posterior(*chosen.chunk(2, -1))
+        if self.training:
+            self.move(q.mean.detach(), code)
+        return q
+
+    def move(self, mean: Tensor, code: Tensor) -> None:
+        """Running means of the batches towards those of some samples."""
+        member = one_hot(code, len(self.centres))
+        now = member.T @ mean / member.sum(0)[:, None].clamp(min=1)
+        self.centres.lerp_(now, (1 - self.momentum) * (member.sum(0) > 0).to(now.dtype)[:, None])
+
+
+def one_hot(code: Tensor, n: int) -> Tensor:
+    """Codes [batch] -> [batch, n], a row of zeros for −1. Introduced in notebook 07."""
+    return torch.eye(n, device=code.device)[code.clamp(min=0)] * (code >= 0)[:, None]
 
 
 def disturbed(x: Tensor, sd: float) -> Tensor:

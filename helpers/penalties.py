@@ -184,13 +184,11 @@ class Adversary(nn.Module):
     def __init__(self, n_latent: int, n_modalities: int, n_hidden: int = 64, smooth: float = 0.1, rate: float = 5.0):
         super().__init__()
         self.smooth, self.rate = smooth, rate
-        first, second = linear(n_latent, n_hidden), linear(n_hidden, n_hidden)
-        self.classifier = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), linear(n_hidden, n_modalities))
+        self.classifier = classifier(n_latent, n_hidden, n_modalities)
 
     def forward(self, latent: Latent) -> Tensor:
         seen = latent.weight > 0  # [k, batch]
-        fixed = {name: value.detach() for name, value in self.classifier.named_parameters()}
-        guess = F.log_softmax(torch.func.functional_call(self.classifier, fixed, latent.z), -1)  # [k, batch, k]
+        guess = unmoved(self.classifier, latent.z)  # [k, batch, k]
         confusion = balanced(-guess.mean(-1) - math.log(len(seen)), seen)
         if not torch.is_grad_enabled():
             return confusion
@@ -201,8 +199,7 @@ class Adversary(nn.Module):
         """Loss of the classifier on draws z [k, batch, n_latent], nats, with its smoothness."""
         told = F.log_softmax(self.classifier(z), -1)
         right = torch.stack([told[k, :, k] for k in range(len(z))])  # [k, batch]
-        slope = torch.autograd.grad(right.sum(), z, create_graph=True)[0].square().sum(-1)
-        return balanced(self.smooth * slope - right, seen)
+        return balanced(self.smooth * squared_slope(right, z) - right, seen)
 
     def told(self, z: Tensor) -> Tensor:
         """Which encoder each z [n, n_latent] comes from, in the classifier's opinion, [n]."""
@@ -283,3 +280,20 @@ def names_of(latent: Latent) -> list[str]:
 def ordered_pairs(n: int) -> list[tuple[int, int]]:
     """(0, 1), (1, 0), …: all ordered pairs of different numbers below n."""
     return [(a, b) for a in range(n) for b in range(n) if a != b]
+
+
+def classifier(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+    """Two hidden layers with ReLU, from a latent to logits. Introduced in notebook 04."""
+    first, second = linear(n_in, n_hidden), linear(n_hidden, n_hidden)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), linear(n_hidden, n_out))
+
+
+def unmoved(network: nn.Module, z: Tensor) -> Tensor:
+    """Log probabilities that a classifier gives z, with a gradient in z and none in its parameters."""
+    fixed = {name: value.detach() for name, value in network.named_parameters()}
+    return F.log_softmax(torch.func.functional_call(network, fixed, z), -1)
+
+
+def squared_slope(right: Tensor, z: Tensor) -> Tensor:
+    """Squared gradient of what a classifier gives the true class [...] in z [..., n_latent], [...]."""
+    return torch.autograd.grad(right.sum(), z, create_graph=True)[0].square().sum(-1)

@@ -115,8 +115,8 @@ def fit(
     check_support(model, samples)
     if hasattr(model, "check"):
         model.check(samples)
-    if hasattr(model, "features"):
-        model.features = {m: list(names) for m, names in samples.features.items() if m in model.likelihoods}
+    if hasattr(model, "learn_names"):
+        model.learn_names(samples)
     with seeded(chosen.seed, samples.device), matmul_precision(chosen.precision):
         run = Run(model, samples, chosen, weighing(weights, chosen.epochs), optimiser)
         run.begin(path)

@@ -25,13 +25,14 @@ SECTIONS = "Question,What you will see,Data,Idea,Model,Train,Results,What we lea
     ","
 )
 # imports run downwards in this order; a new module finds its place here
-ORDER = """wording
-project checks pictures simulate embryo regulation multiome sources bundled tables singlecell datasets splits features
-prepare batches layers negative_binomial likelihoods encoders priors decoders fusion penalties schedules identifiers
-ontology terms checkpoints models balance training sweeps studies tuning metrics robustness attribution controls
-alignment translation claims annotation learners outcomes perturbation links tasks inference components load generation
-multimodal ablations cis zoo scenarios crossmodal plots term_plots study_plots translation_plots code_plots track_plots
-explore parameters report kernels run""".split()
+ORDER = """wording project checks pictures simulate embryo regulation multiome tissue sources bundled tables singlecell
+spatial datasets splits features prepare views foreign batches layers negative_binomial likelihoods encoders
+priors decoders fusion penalties separation schedules identifiers ontology terms checkpoints models balance
+training sweeps studies tuning metrics robustness attribution controls integration fidelity regions knowledge
+alignment translation claims annotation learners outcomes perturbation links tasks latents inference
+components load generation multimodal ablations cis zoo scenarios crossmodal mosaics mosaic_checks plots
+term_plots study_plots translation_plots code_plots track_plots tissue_plots explore parameters report kernels
+run""".split()
 HEAVY = ["scanpy", "umap", "jax", "sklearn", "matplotlib", "papermill", "nbconvert", "ipywidgets", "IPython", "numba"]
 LOADS_DATA = {
     "checks",
@@ -40,16 +41,27 @@ LOADS_DATA = {
     "embryo",
     "regulation",
     "multiome",
+    "tissue",
     "sources",
     "bundled",
     "tables",
     "singlecell",
+    "spatial",
     "datasets",
     "splits",
     "features",
     "prepare",
 }
-DRAWS = {"plots", "term_plots", "study_plots", "translation_plots", "code_plots", "track_plots", "explore"}
+DRAWS = {
+    "plots",
+    "term_plots",
+    "study_plots",
+    "translation_plots",
+    "code_plots",
+    "track_plots",
+    "tissue_plots",
+    "explore",
+}
 
 
 def read(notebook: Path) -> dict:

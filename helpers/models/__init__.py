@@ -3,6 +3,7 @@
 from helpers.models.assembly import Model, n_parameters
 from helpers.models.dgd import decoder, dgd, scdgd, vad
 from helpers.models.maskix import maskix
+from helpers.models.mima import mean_squared, mima, mima_unimodal
 from helpers.models.multidgd import multidgd
 from helpers.models.ontix import ontix
 from helpers.models.stackix import stackix
@@ -18,6 +19,9 @@ __all__ = [
     "imagix",
     "load",
     "maskix",
+    "mean_squared",
+    "mima",
+    "mima_unimodal",
     "multidgd",
     "n_parameters",
     "ontix",

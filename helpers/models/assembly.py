@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from helpers.batches import Batch, Samples
-from helpers.encoders import LearnedCodes, Posterior
+from helpers.encoders import LearnedCodes, PartsEncoder, Posterior
 from helpers.likelihoods import log_likelihood
 from helpers.penalties import ClassCentres, Latent, nll_from
 from helpers.wording import few
@@ -48,6 +48,7 @@ class Model(nn.Module):
         self.trained = nn.ModuleDict({k: v for k, v in self.penalties.items() if isinstance(v, nn.Module)})
         self.recipe: dict = {"name": "", "arguments": {}}  # how to build it again (`storage.recipe`)
         self.features: dict[str, list[str]] = {}  # modality -> names, once it is trained
+        self.categories: dict[str, list] = {}  # covariate -> names of its codes, once it is trained
 
     def train(self, mode: bool = True) -> Model:
         """As of every module, but parts of which nothing is trained stay as in evaluation: their batch norms keep."""
@@ -111,6 +112,8 @@ class Model(nn.Module):
                     f"the model has a code for each of {encoder.n_obs} samples, and the data have {len(samples)}: "
                     "build it with n_obs=len(samples), all splits"
                 )
+            if isinstance(encoder, PartsEncoder):
+                encoder.check(samples)
         for penalty in self.penalties.values():
             if isinstance(penalty, ClassCentres) and penalty.column not in samples.covariates:
                 needed = f"Samples(mdata, covariates=[{penalty.column!r}])"
@@ -132,9 +135,14 @@ class Model(nn.Module):
                 f"mdata[{m!r}][:, model.features[{m!r}]], prepared as those it was trained on"
             )
 
+    def learn_names(self, samples: Samples) -> None:
+        """Remember what features and codes of covariates stand for."""
+        self.features = {m: list(names) for m, names in samples.features.items() if m in self.likelihoods}
+        self.categories = {column: list(names) for column, names in samples.categories.items()}
+
     def like(self, other: Model) -> Model:
         """The model, with what another knows about its recipe and features."""
-        self.recipe, self.features = other.recipe, other.features
+        self.recipe, self.features, self.categories = other.recipe, other.features, other.categories
         return self
 
     @property

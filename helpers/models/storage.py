@@ -46,6 +46,7 @@ def save(model: Model, path: str | Path, codes: bool = True) -> None:
     for name in tables if not codes else ():
         state |= {key: value[:0] for key, value in state.items() if key.startswith(f"{name}.")}
     header = {"recipe": model.recipe["name"], "arguments": arguments, "codes": kept, "features": model.features}
+    header["categories"] = {column: [written(name) for name in names] for column, names in model.categories.items()}
     write_checkpoint(Path(path), header, state)
 
 
@@ -62,7 +63,7 @@ def load(path: str | Path, model: Model | None = None) -> Model:
         n_obs, *modalities = header.get("codes", {}).get(name, [table.n_obs, *table.modalities])
         table.resize(n_obs)
         table.modalities = tuple(modalities)
-    model.features = header.get("features", {})
+    model.features, model.categories = header.get("features", {}), header.get("categories", {})
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
