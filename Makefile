@@ -18,6 +18,7 @@ help:
 	@echo "make test   run the tests                               ARGS='-k prepare'"
 	@echo "make lab    open the notebooks in JupyterLab"
 	@echo "make bench  measure speed and memory against peers"
+	@echo "make peers  an environment with scvi-tools, scib-metrics and Scanorama too, for notebook 07"
 	@echo "make lint   check style"
 	@echo "make clean  remove .venv and caches; runs/ and data stay"
 	@echo
@@ -33,7 +34,7 @@ test: $(READY)
 lab: $(READY)
 	@$(PY) -m jupyterlab notebooks $(ARGS)
 
-bench: $(READY) peers
+bench: $(READY) bench-peers
 	@PYTHONPATH=. $(PY) benchmarks/loop.py $(ARGS)
 	@PYTHONPATH=. $(PY) benchmarks/memory.py
 	@PYTHONPATH=. $(PY) benchmarks/imports.py

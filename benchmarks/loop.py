@@ -26,7 +26,7 @@ PROGRAMS = {  # (work, name) -> environment, program, options
     ("scvi", "ours"): (".venv", "ours.py", ["--model", "scvi"]),
     ("scvi", "ours, bf16"): (".venv", "ours.py", ["--model", "scvi", "--precision", "bf16"]),
     ("scvi", "ours, compiled"): (".venv", "ours.py", ["--model", "scvi", "--compile"]),
-    ("scvi", "scvi-tools"): (".venv-scvi", "peer_scvi.py", []),
+    ("scvi", "scvi-tools"): (".venv-peers", "peer_scvi.py", []),
     ("varix", "bare loop"): (".venv", "bare_loop.py", ["--model", "varix"]),
     ("varix", "ours"): (".venv", "ours.py", ["--model", "varix"]),
     ("varix", "ours, bf16"): (".venv", "ours.py", ["--model", "varix", "--precision", "bf16"]),

@@ -1,6 +1,6 @@
 """Seconds per epoch of scvi-tools' SCVI on simulated counts; prints one line of JSON.
 
-Runs in `.venv-scvi` (see peers.mk):  .venv-scvi/bin/python benchmarks/peer_scvi.py --threads 2
+Runs in `.venv-peers` (see peers.mk):  .venv-peers/bin/python benchmarks/peer_scvi.py --threads 2
 
 Everything that costs time and is not training is off: no validation, no progress bar, no logger, no
 checkpoints. The matrix is dense and in memory, and all cells are training cells.
