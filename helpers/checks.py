@@ -79,11 +79,14 @@ def assemble(parts: Parts) -> MuData:
 
 
 def parts_of(mdata: MuData, name: str = "") -> Parts:
-    """The parts of a MuData, with what `uns["dataset"]` says about it. Introduced in notebook 01."""
+    """The parts of a MuData, by `uns["dataset"]`; coordinates may be a modality's. Introduced in notebook 01."""
     about = mdata.uns.get("dataset", {})
     text = {key: str(about.get(key, "")) for key in ("sha256", "label_key", "batch_key")}
     kinds = {m: str(kind) for m, kind in dict(about.get("modalities", {})).items() if m in mdata.mod}
     obsm = {key: np.asarray(value) for key, value in mdata.obsm.items() if key not in mdata.mod}
+    if "spatial" not in obsm and (own := [m for m in mdata.mod.values() if "spatial" in m.obsm]):
+        places = pd.concat([pd.DataFrame(np.asarray(m.obsm["spatial"]), m.obs_names) for m in own])
+        obsm["spatial"] = places[~places.index.duplicated()].reindex(mdata.obs_names).to_numpy()
     uns = {key: value for key, value in mdata.uns.items() if key != "dataset"}
     found = {"kinds": kinds, "obsm": obsm, "uns": uns, "unpaired": bool(about.get("unpaired", False))}
     return Parts(dict(mdata.mod), mdata.obs, name or str(about.get("name", "data")), **text, **found)
@@ -385,7 +388,7 @@ NEEDS: dict[str, tuple[tuple[Callable[[Parts], bool], str], ...]] = {
         (_is_single_cell, "a modality 'rna' of counts"),
         (TWO[0], "a second modality, for links 'atac' with peaks named chromosome:start-end"),
     ),
-    "07 MIMA integration": (TWO, CLASSES, (_has_batches, "a batch column with two batches or more (batch_key)")),
+    "07 MIMA integration": (CLASSES, (_has_batches, "a batch column with two batches or more (batch_key)")),
     "08 sample size": (
         (_is_single_cell, "a modality 'rna' of counts"),
         (lambda parts: bool({"protein", "atac"} & set(parts.modalities)), "a modality 'protein' or 'atac'"),

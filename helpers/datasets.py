@@ -18,7 +18,19 @@ from typing import Any
 import mudata
 from mudata import MuData
 
-from helpers import bundled, embryo, multiome, project, regulation, simulate, singlecell, sources, tables
+from helpers import (
+    bundled,
+    embryo,
+    multiome,
+    project,
+    regulation,
+    simulate,
+    singlecell,
+    sources,
+    spatial,
+    tables,
+    tissue,
+)
 from helpers.checks import (
     Parts,
     assemble,
@@ -147,6 +159,8 @@ def only(mdata: MuData, modalities: Sequence[str]) -> MuData:
     part = part if part.obs_names.equals(names) else part[names].copy()
     part.obs = mdata.obs.loc[names].copy()
     part.uns.update(mdata.uns)
+    rows = mdata.obs_names.get_indexer(names)
+    part.obsm.update({key: value[rows] for key, value in mdata.obsm.items() if key not in mdata.mod})
     return part
 
 
@@ -199,6 +213,7 @@ BUILDERS: dict[str, Callable[..., MuData | Parts]] = {
     "sim-embryo": embryo.embryo,
     "sim-regulation": regulation.network,
     "sim-multiome": multiome.multiome,
+    "sim-spatial": tissue.tissue,
     "digits": bundled.digits,
     "bulk-digits": bundled.bulk_digits,
     "pbmc68k-reduced": bundled.pbmc68k_reduced,
@@ -213,6 +228,7 @@ BUILDERS: dict[str, Callable[..., MuData | Parts]] = {
     "pbmc-citeseq": singlecell.pbmc_citeseq,
     "pbmc-mosaic": singlecell.pbmc_mosaic,
     "fashion-mnist": singlecell.fashion_mnist,
+    "lymphnode-spatial": spatial.lymph_node,
 }
 
 
