@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from helpers.code_plots import markers_and_cells
 from helpers.plots import HEIGHT, MODALITY, PALETTE, WIDTH
 from helpers.term_plots import shortened
+from helpers.tissue_plots import feature_maps
 from helpers.track_plots import locus
 from helpers.translation_plots import as_colours, mosaic, spaced, written
 from helpers.wording import few
@@ -130,6 +131,56 @@ def links(
         return fig
     draw = functools.partial(locus, effects, genes=genes, known=known, label=label)
     return choose({"gene": names, "cell type": types}, lambda gene, group: draw(gene, [group]))
+
+
+def tissue(mdata: Any, features: Mapping[str, Sequence[str]], section: str, xy: np.ndarray | None = None) -> Any:
+    """Choose a section, a feature and the modality that it is told from: measured, translated and corrected on the
+    tissue, all on one scale.
+
+    `features`: modality -> names of some of its features; `section`: a column of `mdata.obs`; `xy` [n_obs, 2]: where
+    samples lie, `mdata.obsm["spatial"]` unless given (without coordinates, a plane of an embedding). Drawn are the
+    modality's values and its layers as `latents.write` leaves them; a layer that is not there is left out. Menus work
+    by keyboard. Headless, the first section and feature, told from the first other modality. Raises ValueError for
+    features that are not there and where no coordinates are. Introduced in notebook 07.
+    """
+    for m, names in features.items():
+        if lost := [name for name in names if name not in mdata.mod[m].var_names]:
+            raise ValueError(f"tissue: modality '{m}' has no feature {few(lost)}")
+    if xy is None and "spatial" not in mdata.obsm:
+        raise ValueError("tissue: no coordinates in mdata.obsm['spatial']; give xy, such as a plane of an embedding")
+    xy, where = np.asarray(mdata.obsm["spatial"] if xy is None else xy, float), mdata.obs[section].astype(str)
+    named = {f"{m}: {name}": (m, name) for m, names in features.items() for name in names}
+
+    def draw(chosen: str, feature: str, source: str) -> Figure:
+        m, name = named[feature]
+        rows = np.flatnonzero((where == chosen).to_numpy())
+        maps = tissue_maps(mdata, m, name, source)
+        fig, axes = plt.subplots(1, len(maps), figsize=(2 * WIDTH, 1.9), squeeze=False)
+        feature_maps(axes[0], xy[rows], {title: values[rows] for title, values in maps.items()}, name)
+        fig.suptitle(f"{feature} in {chosen}", fontsize=8)
+        return fig
+
+    first = named[next(iter(named))][0]
+    sources = sorted(mdata.mod, key=lambda m: m == first)  # another modality first: it is the harder task
+    return choose({section: list(dict.fromkeys(where)), "feature": list(named), "told from": sources}, draw)
+
+
+def tissue_maps(mdata: Any, modality: str, feature: str, source: str) -> dict[str, np.ndarray]:
+    """Title -> values [n_obs] of one feature: measured, told from `source`, the same without batches, from everything,
+    and that without batches. NaN where the modality is not measured. Introduced in notebook 07.
+    """
+    adata = mdata.mod[modality]
+    at = adata.var_names.get_loc(feature)
+    layers = {f"from {source}": f"from_{source}", f"from {source}, corrected": f"corrected_from_{source}"}
+    layers |= {"from everything": "denoised", "from everything, corrected": "corrected"}
+    shown = {"measured": adata.X} | {title: adata.layers[key] for title, key in layers.items() if key in adata.layers}
+    position = adata.obs_names.get_indexer(mdata.obs_names)
+    maps = {}
+    for title, x in shown.items():
+        column = x[:, [at]]
+        column = np.asarray(column.todense() if hasattr(column, "todense") else column, float).ravel()
+        maps[title.replace(", ", "\n")] = np.where(position >= 0, column[position], np.nan)
+    return maps
 
 
 def is_headless() -> bool:

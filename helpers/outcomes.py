@@ -240,8 +240,10 @@ def umap(x: ArrayLike, train: ArrayLike, n_latent: int, seed: int = 0, n_neighbo
 
     Raises ValueError where train has too few samples. McInnes et al. (2018). Introduced in notebook 02.
     """
+    import torch
     from umap import UMAP
 
+    threads = torch.get_num_threads()
     x, train = np.asarray(x, dtype=np.float32), np.asarray(train, dtype=bool)
     if train.sum() < n_latent + 2:
         raise ValueError(f"umap: {train.sum()} train samples are too few for {n_latent} dimensions")
@@ -250,4 +252,5 @@ def umap(x: ArrayLike, train: ArrayLike, n_latent: int, seed: int = 0, n_neighbo
     z[train] = reducer.fit_transform(x[train])
     if not train.all():
         z[~train] = reducer.transform(x[~train])
+    torch.set_num_threads(threads)  # numba, on which UMAP runs, would leave torch with all of them
     return z

@@ -28,7 +28,7 @@ from helpers.wording import few
 Scalar = bool | int | float | str | None
 Result = dict[str, Scalar | np.ndarray]
 PACKAGE = Path(__file__).parent
-PLOTS = ("plots", "term_plots", "study_plots", "translation_plots", "code_plots", "track_plots")
+PLOTS = ("plots", "term_plots", "study_plots", "translation_plots", "code_plots", "track_plots", "tissue_plots")
 SHOWING = (*PLOTS, "explore", "report", "kernels", "run")  # modules that change no result
 MISTAKES = (NameError, TypeError, AttributeError, ImportError, LookupError)  # of the code, not of one setting
 
