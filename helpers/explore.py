@@ -143,7 +143,11 @@ def tissue(mdata: Any, features: Mapping[str, Sequence[str]], section: str, xy: 
     by keyboard. Headless, the first section and feature, told from the first other modality. Raises ValueError for
     features that are not there and where no coordinates are. Introduced in notebook 07.
     """
+    if section not in mdata.obs or not any(features.values()):
+        raise ValueError(f"tissue: name one feature or more, and a column of obs with sections, not {section!r}")
     for m, names in features.items():
+        if m not in mdata.mod:
+            raise ValueError(f"tissue: there is no modality '{m}'; there are {few(mdata.mod)}")
         if lost := [name for name in names if name not in mdata.mod[m].var_names]:
             raise ValueError(f"tissue: modality '{m}' has no feature {few(lost)}")
     if xy is None and "spatial" not in mdata.obsm:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
+from anndata import AnnData
 from mudata import MuData
 
 from helpers import integration, latents, models, outcomes, prepare, spatial, training, views
@@ -81,15 +83,22 @@ def logged(mdata: MuData, names: Sequence[str]) -> MuData:
 
 def scaled(mdata: MuData) -> MuData:
     """Counts as methods without a likelihood of counts see them: log(1 + counts per 10,000), proteins the centred log
-    ratio (`views.inputs`); other modalities as they are. Introduced in notebook 07.
+    ratio (`views.inputs`); other modalities as they are, but dense. Introduced in notebook 07.
     """
     parts = parts_of(mdata)
-    found = dict(parts.modalities)
+    found = {m: dense(adata) for m, adata in parts.modalities.items()}
     counted = [m for m in mdata.mod if views.kind_of(mdata, m) == "counts"]
     for m, x in views.inputs(mdata, counted, standardise=False).items():
         rows = mdata.obs_names.get_indexer(found[m].obs_names)
         found[m] = part(x[rows], found[m].obs_names, found[m].var.copy())
     return assemble(replace(parts, modalities=found, kinds=parts.kinds | dict.fromkeys(counted, "continuous")))
+
+
+def dense(adata: AnnData) -> AnnData:
+    """The same values as an array. Introduced in notebook 07."""
+    if not sp.issparse(adata.X):
+        return adata
+    return part(adata.X.toarray(), adata.obs_names, adata.var.copy(), **adata.uns)
 
 
 def prepared(mdata: MuData, batch_key: str, seed: int = 0) -> MuData:

@@ -27,7 +27,9 @@ def coordinates(mdata: MuData) -> np.ndarray:
     Introduced in notebook 07.
     """
     if "spatial" not in mdata.obsm:
-        raise ValueError("tissue maps need mdata.obsm['spatial'], two numbers a spot; without it, set spatial=False")
+        raise ValueError(
+            "tissue maps need mdata.obsm['spatial'], two numbers a spot; without it there are none to draw"
+        )
     place = np.asarray(mdata.obsm["spatial"])
     if place.ndim != 2 or place.shape[1] != 2 or place.dtype.kind not in "fiu":
         shape = " x ".join(map(str, place.shape))
