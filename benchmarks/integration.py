@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import json
 import logging
 import time
 import warnings
@@ -79,7 +80,12 @@ class Study:
     label_key: str
     batch_key: str
     how: mosaics.Training
-    n_latent: int
+    settings: str  # of MIMA, as JSON
+
+    @property
+    def n_latent(self) -> int:
+        """Dimensions of every embedding."""
+        return json.loads(self.settings)["n_latent"]
 
 
 def study(name: str, batches: Sequence[str], given: Mapping[str, str]) -> Study:
@@ -94,21 +100,11 @@ def study(name: str, batches: Sequence[str], given: Mapping[str, str]) -> Study:
     raw = mosaics.logged(raw, [m for m in p["log"] if m in raw.mod])
     sizes = {key: p[key] for key in ("n_latent", "hidden", "narrow")}
     apart = {key: p[key] for key in ("adversary", "mixing", "orthogonal")}
-    how = mosaics.plan(
-        batch,
-        sizes,
-        apart,
-        p["translation"],
-        p["prior_expert"],
-        **{key: p[key] for key in ("epochs", "batch_size", "lr")},
-    )
-    settings = {
-        key: value
-        for key, value in p.items()
-        if key in (*sizes, *apart, "translation", "prior_expert", "epochs", "batch_size", "lr")
-    }
+    trained = {key: p[key] for key in ("translation", "prior_expert", "epochs", "batch_size", "lr")}
+    how = mosaics.plan(batch, sizes, apart, **trained)
+    settings = json.dumps(sizes | apart | trained)
     print(f"{name}: {raw.n_obs} samples, {raw.obs[batch].nunique()} batches; {settings}", flush=True)
-    return Study(raw, mosaics.prepared(raw, batch, p["seed"]), label, batch, how, p["n_latent"])
+    return Study(raw, mosaics.prepared(raw, batch, p["seed"]), label, batch, how, settings)
 
 
 def without_empty(mdata: MuData) -> MuData:
@@ -219,7 +215,8 @@ def benchmark(name: str, fit: str, asked: Sequence[str], seeds: int, given: Mapp
             next((seconds[k] for k in sorted(seconds, key=len)[::-1] if m.startswith(k)), np.nan)
             for m in table["method"]
         ]
-        tables.append(table.assign(cpu_seconds=cost))
+        mine = table["method"].str.startswith(OURS)
+        tables.append(table.assign(cpu_seconds=cost, settings=np.where(mine, of.settings, "")))
     lost = pd.DataFrame({"method": list(skipped), "notes": [f"skipped: {reason}" for reason in skipped.values()]})
     result = pd.concat([*tables, lost.assign(samples="none", scored_by="ours", seed=0, control=False)])
     return result.assign(fit=fit)[[*KEYS, *(c for c in result if c not in KEYS)]]

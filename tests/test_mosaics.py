@@ -350,3 +350,26 @@ def test_other_verdicts_follow_from_their_tables():
     null = pd.DataFrame({"method": ["MIMA"], "nearest": [0.52]})
     assert checks.verdict_on_rare(rare, null)["verdict"] == "holds"
     assert checks.verdict_on_rare(rare, null.assign(nearest=0.9))["verdict"] == "does not hold here"
+
+
+def test_rare_classes_are_judged_in_their_own_batch_where_they_have_one():
+    rows = [("MIMA", "own section", 0.8), ("MIMA", "all", 0.99), ("PCA concatenated", "own section", 0.9)]
+    table = pd.DataFrame(rows, columns=["embedding", "where", "auc"])
+    assert checks.told_where(table)["auc"].to_list() == [0.8, 0.9]
+    assert len(checks.told_where(table[table["where"] == "all"])) == 1
+
+
+def test_no_rare_class_gives_an_empty_table_and_no_verdict(slides):
+    data = slides.copy()
+    data.obs["region"] = [f"r{i}" for i in range(data.n_obs)]
+    del data.uns["truth"]
+    table = checks.rarities({"z": np.zeros((data.n_obs, 2))}, data, "region", "section")
+    assert table.empty
+    assert checks.verdict_on_rare(table, pd.DataFrame())["verdict"] == "cannot be tested"
+
+
+def test_sparse_intensities_are_made_dense():
+    data = mosaic()
+    data.mod["msi"].X = csr_matrix(data["msi"].X)
+    kept = mosaics.chosen(data, "batch", n_features=3)
+    assert kept["msi"].n_vars == 3 and isinstance(mosaics.scaled(data)["msi"].X, np.ndarray)
