@@ -23,6 +23,7 @@ from helpers.models.mima import mean_squared
 from helpers.wording import closest, few
 
 OURS, PUBLISHED, UNIMODAL = "MIMA", "MIMA, as published", "MIMA, only"
+LONG = 100  # epochs above which the learning rate comes to rest; in shorter trainings adversaries would not keep up
 CORRECTED = "corrected"  # principal components of corrected data, beside the latents of a model
 
 
@@ -200,7 +201,8 @@ class Training:
         weights = chosen.weights(samples.n_vars, self.beta)
         weights = {name: w for name, w in weights.items() if name.split("/")[0] in ("nll", *model.penalties)}
         size = min(self.batch_size, len(samples.rows("train")) // 2)
-        settings = {"epochs": self.epochs, "batch_size": size, "lr": self.lr, "decay": "cosine", "seed": seed}
+        decay = "cosine" if self.epochs > LONG else "none"
+        settings = {"epochs": self.epochs, "batch_size": size, "lr": self.lr, "decay": decay, "seed": seed}
         return model, training.fit(model, samples, weights=weights, device=samples.device, progress=False, **settings)
 
 
